@@ -1,0 +1,1 @@
+"""Checkpoints: saved whole, read in any layout, converted to Hugging Face and back."""

@@ -1,0 +1,189 @@
+"""What is known of a data set beside its tokens: ``PREFIX.report.json``.
+
+Preprocessing writes it; training reads it to see that vocabulary and end-of-document token are the
+model's, and what loss a model that knows nothing but frequencies would have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from phi1_megatron.data.indexed import TokenReader
+from phi1_megatron.errors import DataError
+
+if TYPE_CHECKING:
+    from phi1_megatron.data.tokenizer import Tokenizer
+
+_REPORT_FORMAT = 1
+_CHUNK = 1 << 20  # tokens counted at a time
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerIdentity:
+    """Enough of a tokenizer to tell whether a model and a data set belong together."""
+
+    name: str
+    fingerprint: str
+    vocab_size: int
+    eod_id: int
+    eod_token: str
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TokenizerIdentity:
+        """The identity of an open tokenizer."""
+        return cls(
+            name=tokenizer.name,
+            fingerprint=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            eod_id=tokenizer.eod_id,
+            eod_token=tokenizer.eod_token,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """One data set, as ``PREFIX.report.json`` keeps it; :func:`read_report` reads it back.
+
+    Attributes
+    ----------
+    prefix
+        Name of the data set without folder or suffix.
+    text_bytes
+        UTF-8 bytes of the documents' text.
+    bad_rows
+        Rows set aside, by reason; ``quarantine`` names the file that lists them.
+    documents_with_literal_eod
+        Documents whose text holds the end-of-document token's text.
+    unigram_entropy_nats
+        Entropy of the token frequencies, nats a token: the loss of a model
+        that knows the frequencies and nothing else.
+    """
+
+    prefix: str
+    json_key: str
+    inputs: dict[str, int]
+    tokenizer: TokenizerIdentity
+    dtype: str
+    append_eod: bool
+    literal_eod: Literal["eod", "text"]
+    documents: int
+    tokens: int
+    text_bytes: int
+    documents_with_literal_eod: int
+    unigram_entropy_nats: float
+    bad_rows: dict[str, int]
+    quarantine: str | None
+    workers: int
+    seconds: float
+    format: int = _REPORT_FORMAT
+
+
+def report_path(prefix: str | Path) -> Path:
+    """Where the report of the data set ``prefix`` lies."""
+    prefix = Path(prefix)
+    return prefix.with_name(f"{prefix.name}.report.json")
+
+
+def read_report(prefix: str | Path) -> DatasetReport | None:
+    """The report beside a data set; None where another tool wrote the data set.
+
+    Raises
+    ------
+    DataError
+        The report is not one of ours.
+    """
+    path = report_path(prefix)
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=DatasetReport)
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is not a report of phi1 preprocess: {error}.") from error
+
+
+def check_same_tokenizer(prefixes: Iterable[str | Path]) -> None:
+    """Refuse data sets whose reports name different tokenizers; those without one pass.
+
+    Raises
+    ------
+    DataError
+        Two reports differ.
+    """
+    reports = [(prefix, read_report(prefix)) for prefix in prefixes]
+    known = [(prefix, report.tokenizer) for prefix, report in reports if report is not None]
+    for prefix, tokenizer in known:
+        if tokenizer.fingerprint != known[0][1].fingerprint:
+            raise DataError(
+                f"{prefix} was made with tokenizer {tokenizer.name} "
+                f"({tokenizer.fingerprint[:12]}), {known[0][0]} with {known[0][1].name} "
+                f"({known[0][1].fingerprint[:12]}); their ids mean different things."
+            )
+
+
+def entropy_nats(counts: npt.NDArray[np.int64]) -> float:
+    """Entropy, in nats, of the frequencies ``counts`` [vocabulary]."""
+    present = counts[counts > 0].astype(np.float64)
+    if present.size == 0:
+        return 0.0
+    shares = present / present.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def merged_report(
+    prefixes: Sequence[str | Path], output_prefix: str | Path
+) -> DatasetReport | None:
+    """The report of a data set merged from others, whose tokens it counts again.
+
+    None where one of the parts has no report, so that the tokenizer is not known for sure.
+    """
+    parts = [read_report(prefix) for prefix in prefixes]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or not known:
+        return None
+    tokens = TokenReader(output_prefix).tokens
+    counts = np.zeros(known[0].tokenizer.vocab_size, np.int64)
+    for start in range(0, len(tokens), _CHUNK):
+        counts += np.bincount(tokens[start : start + _CHUNK], minlength=counts.size)
+    bad_rows: Counter[str] = Counter()
+    for part in known:
+        bad_rows.update(part.bad_rows)
+    return DatasetReport(
+        prefix=Path(output_prefix).name,
+        json_key=known[0].json_key,
+        inputs={name: size for part in known for name, size in part.inputs.items()},
+        tokenizer=known[0].tokenizer,
+        dtype=known[0].dtype,
+        append_eod=all(part.append_eod for part in known),
+        literal_eod=known[0].literal_eod,
+        documents=sum(part.documents for part in known),
+        tokens=sum(part.tokens for part in known),
+        text_bytes=sum(part.text_bytes for part in known),
+        documents_with_literal_eod=sum(part.documents_with_literal_eod for part in known),
+        unigram_entropy_nats=entropy_nats(counts),
+        bad_rows=dict(sorted(bad_rows.items())),
+        quarantine=None,
+        workers=max(part.workers for part in known),
+        seconds=sum(part.seconds for part in known),
+    )
+
+
+def write_report(prefix: Path, report: DatasetReport) -> None:
+    """Write ``report`` beside its data set, whole or not at all."""
+    path = report_path(prefix)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} could not be written: {error.strerror or error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""Worker processes that do one job on a stream of items, in order, and are missed when they die.
+
+``concurrent.futures`` notices a dead worker too, but cannot say which one died or what it was
+working on; here every worker has a pipe of its own, so both are known at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from phi1_megatron.errors import DataError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Items a worker held back or under way at a time: bounds what waits for the slowest one's turn.
+_AHEAD = 4
+
+
+class WorkerPool(AbstractContextManager["WorkerPool[Result]"], Generic[Result]):
+    """``workers`` processes that each call ``job`` on one payload at a time.
+
+    Processes are spawned, not forked: a fork of a process whose libraries run threads can hang.
+    ``job`` must therefore survive pickling.
+    """
+
+    def __init__(self, job: Callable[[Any], Result], workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._workers: dict[Connection[Any, Any], _Worker] = {}
+        for number in range(1, workers + 1):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, job), daemon=True)
+            process.start()
+            theirs.close()
+            self._workers[ours] = _Worker(f"worker {number} of {workers}", process, ours)
+
+    def map(
+        self,
+        items: Iterable[Item],
+        payload: Callable[[Item], Any],
+        place: Callable[[Item], str],
+    ) -> Iterator[tuple[Item, Result]]:
+        """``(item, job(payload(item)))`` in the order of ``items``, which is read only as needed.
+
+        Raises
+        ------
+        DataError
+            A worker died; says which, how, and on what (``place``).
+        RuntimeError
+            The job raised; carries the worker's traceback.
+        """
+        source = iter(items)
+        pending: deque[_Slot] = deque()
+        idle = deque(self._workers.values())
+        exhausted = False
+        while True:
+            if idle and not exhausted and len(pending) < _AHEAD * len(self._workers):
+                try:
+                    item = next(source)
+                except StopIteration:
+                    exhausted = True
+                    continue
+                slot = _Slot(item, place(item))
+                pending.append(slot)
+                idle.popleft().send(slot, payload(item))
+            elif pending and pending[0].finished:
+                done = pending.popleft()
+                yield done.item, done.result
+            elif pending:
+                idle.extend(self._collect())
+            else:
+                return
+
+    def _collect(self) -> list[_Worker]:
+        """Wait until something happens; take in results; return the workers now free."""
+        free = []
+        for ready in wait(list(self._workers)):
+            worker = self._workers[ready]  # type: ignore[index]
+            worker.receive()
+            free.append(worker)
+        return free
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self._workers.values():
+            worker.connection.close()
+            worker.process.terminate()
+        for worker in self._workers.values():
+            worker.process.join()
+            worker.process.close()
+
+
+class _Slot:
+    """One item on its way, and its result when it is back."""
+
+    def __init__(self, item: Any, place: str) -> None:
+        self.item = item
+        self.place = place
+        self.finished = False
+        self.result: Any = None
+
+
+class _Worker:
+    def __init__(self, name: str, process: Any, connection: Connection[Any, Any]) -> None:
+        self.name = name
+        self.process = process
+        self.connection = connection
+        self._slot: _Slot | None = None
+
+    def send(self, slot: _Slot, payload: Any) -> None:
+        self._slot = slot
+        try:
+            self.connection.send(payload)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._death() from error
+
+    def receive(self) -> None:
+        try:
+            failure, result = self.connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise self._death() from error
+        slot = self._slot
+        assert slot is not None, "a worker answered without having been asked"
+        if failure is not None:
+            raise RuntimeError(f"preprocessing {self.name} failed on {slot.place}:\n{failure}")
+        slot.result, slot.finished, self._slot = result, True, None
+
+    def _death(self) -> DataError:
+        self.process.join(timeout=5)
+        code = self.process.exitcode
+        how = f"exited with code {code}"
+        advice = ""
+        if code is not None and code < 0:
+            how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
+            if -code == signal.SIGKILL:
+                advice = "; out of memory is the usual cause: try fewer --workers"
+        on = f" while it encoded {self._slot.place}" if self._slot else " while it waited for work"
+        return DataError(
+            f"preprocessing {self.name} (process {self.process.pid}) {how}{on}{advice}; "
+            "nothing was written."
+        )
+
+
+def _serve(connection: Connection[Any, Any], job: Callable[[Any], Any]) -> None:
+    """A worker's life: answer until the parent goes away."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # This process is one of the threads; the tokenizer library must not start more.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    while True:
+        try:
+            payload = connection.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        try:
+            answer: tuple[str | None, Any] = (None, job(payload))
+        except Exception:  # noqa: BLE001 - the parent is told, with the traceback
+            answer = (traceback.format_exc(), None)
+        try:
+            connection.send(answer)
+        except (BrokenPipeError, ConnectionResetError):
+            return

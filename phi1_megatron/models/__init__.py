@@ -1,0 +1,1 @@
+"""phi-1 from megatron-core's blocks."""

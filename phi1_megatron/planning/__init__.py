@@ -1,0 +1,1 @@
+"""Will it fit, how fast: plain arithmetic, no torch."""
