@@ -134,7 +134,7 @@ case "$1 $2" in
     *) printf '%s\\n' "$*" >>"$FAKE_LOG" ;;
     esac ;;
 *)
-    [ -z "${FAKE_NO_ENSUREPIP:-}" ] || case "$2" in *ensurepip*) exit 1 ;; esac
+    [ ! -e "${FAKE_NO_ENSUREPIP:-}" ] || case "$2" in *ensurepip*) exit 1 ;; esac
     [ -z "${FAKE_OLD:-}" ] || case "$2" in *version_info*) exit 1 ;; esac
     [ -z "${FAKE_NETWORK:-}" ] || case "$2" in *urlopen*) [ "$FAKE_NETWORK" = up ]; exit ;; esac
     exec "$REAL_PYTHON" "$@" ;;
@@ -153,11 +153,15 @@ class SetUp:
         self.bin.mkdir()
         for name in ("setup.py", "pyproject.toml", "tools/setup/make_venv.sh"):
             shutil.copy(ROOT / name, self.clone / name)
-        python = self.bin / "python3.11"
-        python.write_text(FAKE_PYTHON)
-        python.chmod(0o755)
-        (self.bin / "uname").write_text("#!/bin/sh\necho Linux\n")
-        (self.bin / "uname").chmod(0o755)
+        self.program("python3.11", FAKE_PYTHON)
+        self.program("uname", "echo Linux")
+
+    def program(self, name: str, script: str) -> None:
+        """Put a program of our making before all others."""
+        (self.bin / name).write_text(
+            script if script.startswith("#!") else f"#!/bin/sh\n{script}\n"
+        )
+        (self.bin / name).chmod(0o755)
 
     def run(self, *extras: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -225,11 +229,23 @@ def test_set_up_refuses_a_python_of_the_wrong_version_in_one_sentence(set_up: Se
     assert set_up.installs() == []
 
 
-def test_set_up_says_how_to_get_the_venv_module_without_root(set_up: SetUp) -> None:
-    for name, script in {"apt-get": "exit 9", "id": "echo 1000"}.items():
-        (set_up.bin / name).write_text(f"#!/bin/sh\n{script}\n")
-        (set_up.bin / name).chmod(0o755)
-    done = set_up.run(FAKE_NO_ENSUREPIP="1")
+def test_set_up_installs_debian_s_venv_package_as_root(set_up: SetUp, tmp_path: Path) -> None:
+    lacking = tmp_path / "ensurepip is not there"
+    lacking.touch()
+    set_up.program("id", "echo 0")
+    set_up.program("apt-get", f'echo "$*" >>"{tmp_path}/apt.log"; rm -f "{lacking}"')
+    done = set_up.run(FAKE_NO_ENSUREPIP=str(lacking))
+    assert done.returncode == 0, done.stderr
+    package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
+    asked = (tmp_path / "apt.log").read_text().splitlines()
+    assert asked[-1] == f"install -y -qq {package}"
+    assert len(set_up.installs()) == 1
+
+
+def test_set_up_says_how_to_get_the_venv_module_without_root(set_up: SetUp, tmp_path: Path) -> None:
+    set_up.program("id", "echo 1000")
+    set_up.program("apt-get", "exit 9")
+    done = set_up.run(FAKE_NO_ENSUREPIP=str(tmp_path))
     assert done.returncode == 1
     assert "sudo apt-get install python3." in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -237,9 +253,11 @@ def test_set_up_says_how_to_get_the_venv_module_without_root(set_up: SetUp) -> N
 
 def test_a_failed_installation_is_tried_again_the_next_time(set_up: SetUp) -> None:
     assert set_up.run().returncode == 0
-    with (set_up.clone / "setup.py").open("a") as file:
-        file.write("# changed\n")
+    setup = set_up.clone / "setup.py"
+    before = setup.read_text()
+    setup.write_text(before + "# changed\n")
     assert set_up.run(FAKE_LOG="/nowhere/pip.log").returncode == 1
+    setup.write_text(before)  # as it was, but what pip left of the failed attempt is unknown
     assert set_up.run().returncode == 0
     assert len(set_up.installs()) == 2
 

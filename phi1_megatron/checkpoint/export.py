@@ -25,6 +25,7 @@ from phi1_megatron.checkpoint.folder import (
 from phi1_megatron.checkpoint.hf_folder import MANIFEST
 from phi1_megatron.checkpoint.hf_mapping import expected_shapes
 from phi1_megatron.checkpoint.model_card import ModelCard
+from phi1_megatron.checkpoint.weights import open_weights
 from phi1_megatron.config.load import to_toml
 from phi1_megatron.config.schema import RunConfig
 from phi1_megatron.errors import CheckpointError
@@ -70,9 +71,6 @@ def export_checkpoint(
     """
     checkpoint = find_checkpoint(source)
     config = read_config(checkpoint)
-    # megatron-core takes seconds to import: what needs none of it comes before.
-    from phi1_megatron.checkpoint.store import open_weights
-
     reader = open_weights(checkpoint)
     wrong = set(expected_shapes(config.model)).symmetric_difference(reader.names())
     if wrong:

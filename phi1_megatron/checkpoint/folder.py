@@ -82,7 +82,9 @@ def read_config(checkpoint: Path) -> RunConfig:
     try:
         return parse_config(_read_run_file(checkpoint)["config"], source=str(checkpoint / RUN_FILE))
     except RecipeError as error:
-        raise CheckpointError(f"the configuration in the checkpoint cannot be read: {error}") from None
+        raise CheckpointError(
+            f"the configuration in the checkpoint cannot be read: {error}"
+        ) from None
 
 
 def _read_run_file(checkpoint: Path) -> dict[str, Any]:

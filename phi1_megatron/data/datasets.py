@@ -30,7 +30,11 @@ class BlendedSamples(Dataset[Batch]):
     """
 
     def __init__(
-        self, parts: Sequence[Dataset[Batch]], prefixes: Sequence[str], order: SampleOrder, rows: int
+        self,
+        parts: Sequence[Dataset[Batch]],
+        prefixes: Sequence[str],
+        order: SampleOrder,
+        rows: int,
     ) -> None:
         self._parts, self._prefixes, self._order, self._rows = parts, prefixes, order, rows
 

@@ -82,6 +82,11 @@ def build_transformer_config(config: RunConfig, device: Device) -> TransformerCo
         bf16=training.precision == "bf16",
         fp16=training.precision == "fp16",
         deallocate_pipeline_outputs=on_gpu,
+        # With two stages, next and previous are the same rank: in one batch of messages the
+        # interleaved schedule's forward and backward ones would be taken for each other.
+        # Overlapped, megatron-core sends them on two process groups.
+        overlap_p2p_comm=parallel.virtual_pipeline_model_parallel_size is not None,
+        batch_p2p_comm=parallel.virtual_pipeline_model_parallel_size is None,
         recompute_granularity=None if training.recompute == "none" else training.recompute,
         recompute_method="uniform" if training.recompute == "full" else None,
         recompute_num_layers=1 if training.recompute == "full" else None,

@@ -58,6 +58,10 @@ def default_num_processes(config: RunConfig) -> int:
 def train_on_this_rank(config: RunConfig, run_dir: Path, place: Place | None) -> None:
     """Be one rank of the run. A failure leaves its traceback in ``failure.txt``."""
     quiet_expected_warnings()
+    if config.parallel.tensor_model_parallel_size > 1:
+        # One queue keeps communication and the products it overlaps in the order they were given
+        # (Megatron-LM's own requirement for tensor parallelism); read when CUDA starts.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     from phi1_megatron.training.resilience import record_failure
 
     try:

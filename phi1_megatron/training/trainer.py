@@ -109,8 +109,10 @@ def _loop(run: Run, writer: MetricsWriter | None, stop: StopRequest) -> None:
             saved_step = run.step
         if stopping:
             if writer:
-                writer.say(f"stopped by {stop.asked_by or 'another rank'} after step {run.step}, "
-                           "saved; the same command goes on from here")
+                writer.say(
+                    f"stopped by {stop.asked_by or 'another rank'} after step {run.step}, "
+                    "saved; the same command goes on from here"
+                )
             return
     assert saved_step == run.step or run.step == 0
 
@@ -174,9 +176,7 @@ def validate(run: Run) -> float | None:
     with torch.no_grad():
         for _ in range(run.config.training.eval_steps):
             losses.append(
-                run_schedule(
-                    run.config, run.layout, run.state.chunks, batches, forward_only=True
-                )
+                run_schedule(run.config, run.layout, run.state.chunks, batches, forward_only=True)
             )
     return sum(losses) / len(losses)
 

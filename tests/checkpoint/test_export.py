@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from phi1_megatron.checkpoint import store
+from phi1_megatron.checkpoint import export as export_module
 from phi1_megatron.checkpoint.convert import megatron_to_huggingface
 from phi1_megatron.checkpoint.export import export_checkpoint, exported_folder
 from phi1_megatron.checkpoint.folder import Progress, checkpoint_path, write_run_file
@@ -60,7 +60,7 @@ def run_dir(tmp_path: Path, weights: dict[str, Tensor], monkeypatch: pytest.Monk
     lines[9]["validation_loss"] = 7.5
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run / "metrics.jsonl").write_text(text + '{"step": 31, "lo')
-    monkeypatch.setattr(store, "open_weights", lambda _: DictReader(weights), raising=False)
+    monkeypatch.setattr(export_module, "open_weights", lambda _: DictReader(weights))
     return run
 
 
