@@ -25,7 +25,7 @@ FOUNDATION = {"config", "planning", "distributed"}
 ROOMS_BELOW = {
     "errors": set(),
     "config": set(),
-    "planning": {"config"},
+    "planning": {"config", "distributed"},
     "distributed": {"config"},
     "data": {"config", "distributed"},
     "models": {"config", "distributed"},
@@ -40,6 +40,9 @@ ROOMS_BELOW = {
 
 CURATION_READS = {"data.documents", "data.indexed"}
 """All that curation may know of data: its readers and writers."""
+
+PLANNING_READS = {"distributed.layout"}
+"""All that planning may know of distributed: the layout's arithmetic."""
 
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 """(importing module, imported module) → the reason why this arrow may run against the others."""
@@ -111,6 +114,10 @@ def arrow_is_wrong(importer: str, imported: str) -> str | None:
         known = any(imported == m or imported.startswith(f"{m}.") for m in CURATION_READS)
         if not known and imported != "data":
             return f"{importer} imports {imported}: curation may read only {CURATION_READS}"
+    if here == "planning" and there == "distributed":
+        known = any(imported == m or imported.startswith(f"{m}.") for m in PLANNING_READS)
+        if not known and imported != "distributed":
+            return f"{importer} imports {imported}: planning may read only {PLANNING_READS}"
     return None
 
 
@@ -139,7 +146,7 @@ def test_exceptions_are_still_in_use() -> None:
     ("importer", "imported"),
     [
         ("config.load", "distributed.layout"),
-        ("planning.planner", "distributed.layout"),
+        ("planning.planner", "distributed.launch"),
         ("data.datasets", "models.phi1"),
         ("models.phi1", "data.tokenizer"),
         ("checkpoint.store", "training.trainer"),

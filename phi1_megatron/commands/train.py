@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 
 def train(
@@ -13,7 +14,7 @@ def train(
     /,
     *overrides: str,
     run_dir: Path | None = None,
-    num_processes: int | None = None,
+    num_processes: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train from a recipe; run again on the same folder, it goes on where it stood.
@@ -41,9 +42,13 @@ def train(
     folder = run_dir or Path("runs") / recipe.stem
     place = find_place()
     if dry_run:
+        from phi1_megatron.checkpoint.folder import check_resumable, list_checkpoints
         from phi1_megatron.planning.dry_run import describe_run
 
-        describe_run(config, recipe, folder, num_processes or (place.world_size if place else None))
+        ranks = num_processes or (place.world_size if place else None)
+        checkpoints = list_checkpoints(folder)
+        describe_run(config, recipe, folder, ranks, checkpoints[-1] if checkpoints else None)
+        check_resumable(folder, config)
         return
     from phi1_megatron.training.launch import launch_training, train_on_this_rank
 

@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -70,9 +70,16 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     sections = tree.setdefault(section, {})
     if not isinstance(sections, dict):
         raise RecipeError(f"the override {override!r} sets a field of {section!r}, not a section")
-    sections[field] = _parse_value(text.strip())
-    if sections[field] == "none":
-        del sections[field]
+    value = _parse_value(text.strip())
+    # TOML has no word for "not set"; some fields have a choice called none.
+    sections[field] = None if value == "none" and _may_be_unset(section, field) else value
+
+
+def _may_be_unset(section: str, field: str) -> bool:
+    """Does the type of this field allow None?"""
+    known = RunConfig.model_fields.get(section)
+    fields = getattr(known.annotation, "model_fields", {}) if known else {}
+    return field in fields and type(None) in get_args(fields[field].annotation)
 
 
 def _parse_value(text: str) -> Any:

@@ -39,7 +39,9 @@ def find_place(environ: Mapping[str, str] = os.environ) -> Place | None:
     Raises:
         LaunchError: a launcher started this process, but its environment does not say enough.
     """
-    for find in (_under_torchrun, _under_slurm, _under_mpi):
+    # mpirun before Slurm: inside a job it starts its daemons with srun, and what they start
+    # inherits the daemon's SLURM_PROCID, one number for a whole node.
+    for find in (_under_torchrun, _under_mpirun, _under_slurm):
         place = find(environ)
         if place is not None:
             if not 0 <= place.rank < place.world_size:
@@ -98,20 +100,30 @@ def _first_slurm_host(environ: Mapping[str, str]) -> str:
     return hosts[0]
 
 
-def _under_mpi(environ: Mapping[str, str]) -> Place | None:
-    for rank, size, local_rank, local_size in (
-        (
-            "OMPI_COMM_WORLD_RANK",
-            "OMPI_COMM_WORLD_SIZE",
-            "OMPI_COMM_WORLD_LOCAL_RANK",
-            "OMPI_COMM_WORLD_LOCAL_SIZE",
-        ),
-        ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    ):
-        if rank in environ and size in environ:
-            break
-    else:
-        return None
+_MPIRUN_VARIABLES = (
+    (  # Open MPI
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),  # MPICH, Intel MPI
+)
+"""Where an mpirun tells rank, ranks in all, rank on this host, ranks on this host."""
+
+
+def _under_mpirun(environ: Mapping[str, str]) -> Place | None:
+    for rank, size, local_rank, local_size in _MPIRUN_VARIABLES:
+        # srun --mpi=pmi2 sets PMI_RANK too, but no local rank: those processes are Slurm's.
+        by_srun = "SLURM_STEP_ID" in environ and local_rank not in environ
+        if rank in environ and size in environ and not by_srun:
+            return _place_by_mpirun(environ, rank, size, local_rank, local_size)
+    return None
+
+
+def _place_by_mpirun(
+    environ: Mapping[str, str], rank: str, size: str, local_rank: str, local_size: str
+) -> Place:
     world_size = _number(environ, size)
     one_machine = _number(environ, local_size, default=0) == world_size
     master_addr = environ.get("MASTER_ADDR") or ("127.0.0.1" if one_machine else None)
@@ -156,7 +168,7 @@ def start_local_ranks(command: Sequence[str], num_processes: int, log_dir: Path)
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     log_dir.mkdir(parents=True, exist_ok=True)
-    to_files = {rank: Std.ALL for rank in range(1, num_processes)}
+    to_files = dict.fromkeys(range(1, num_processes), Std.ALL)
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

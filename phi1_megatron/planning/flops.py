@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from phi1_megatron.config.schema import ModelConfig
+from phi1_megatron.config.schema import ModelConfig, ParallelConfig
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,26 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
         layernorm=(model.num_layers + 1) * 2 * hidden,
         output_layer=rows * hidden + rows,
     )
+
+
+def count_on_rank(model: ModelConfig, parallel: ParallelConfig, stage: int) -> int:
+    """Parameters that each rank of a pipeline stage holds.
+
+    Tensor-parallel ranks split the matrices and the biases along their outputs; LayerNorms and the
+    biases that are added after a reduction are on all of them. The first stage has the embedding,
+    the last one the final LayerNorm and the output layer.
+    """
+    hidden, inner, rows = model.hidden_size, model.ffn_hidden_size, model.padded_vocab_size
+    tensor = parallel.tensor_model_parallel_size
+    stages = parallel.pipeline_model_parallel_size
+    split = 4 * hidden * hidden + 3 * hidden + 2 * hidden * inner + inner
+    whole = 2 * hidden + 2 * hidden
+    held = model.num_layers // stages * (split // tensor + whole)
+    if stage == 0:
+        held += rows // tensor * hidden
+    if stage == stages - 1:
+        held += rows // tensor * (hidden + 1) + 2 * hidden
+    return held
 
 
 def flops_per_token(model: ModelConfig, seq_length: int) -> int:
