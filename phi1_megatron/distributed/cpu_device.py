@@ -10,6 +10,7 @@ the CUDA generator's state, which become the CPU generator's.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -111,6 +112,10 @@ def _zero(*_: object, **__: object) -> int:
     return 0
 
 
+def _not_about_the_generator(record: logging.LogRecord) -> bool:
+    return "CPU RNG state changed" not in record.getMessage()
+
+
 @contextlib.contextmanager
 def cpu_stands_in_for_cuda() -> Iterator[None]:
     """Within this context, megatron-core's CUDA calls run on the CPU.
@@ -152,5 +157,9 @@ def cpu_stands_in_for_cuda() -> Iterator[None]:
             for name, answer in answers.items():
                 stack.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, answer)
+        # It warns when the CPU's generator moves under CUDA's name; here that is the point.
+        log = logging.getLogger(megatron_random.__name__)
+        log.addFilter(_not_about_the_generator)
+        stack.callback(log.removeFilter, _not_about_the_generator)
         stack.enter_context(CpuForCuda())
         yield

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from phi1_megatron.errors import LaunchError
 
@@ -191,14 +192,23 @@ def start_local_ranks(command: Sequence[str], num_processes: int, log_dir: Path)
 
 def _first_failure(error: object, log_dir: Path) -> str:
     failures = list(getattr(error, "failures", {}).values())
-    # A rank that was killed goes first: what its peers raise then is only the closed connection.
-    failures.sort(key=lambda failure: (failure.exitcode >= 0, failure.timestamp))
-    first = failures[0]
+    first = min(failures, key=_how_late)
     if first.exitcode < 0:
         how = f"was killed by {signal.Signals(-first.exitcode).name}"
     else:
         how = f"exited with code {first.exitcode}"
     return f"rank {first.local_rank} {how}; the output of ranks above 0 is in {log_dir}"
+
+
+def _how_late(failure: Any) -> tuple[int, int]:
+    """Where a failed rank stands among those of one moment; the first is the cause.
+
+    A rank that was killed goes before those that exited: what its peers raise is only the closed
+    connection. Last are those that the launcher itself told to end.
+    """
+    if failure.exitcode == -signal.SIGTERM:
+        return 2, failure.timestamp
+    return int(failure.exitcode >= 0), failure.timestamp
 
 
 def _free_port() -> int:

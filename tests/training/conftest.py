@@ -1,0 +1,3 @@
+from tests.training.toy_data import toy_data
+
+__all__ = ["toy_data"]

@@ -1,0 +1,116 @@
+"""A run that was stopped and went on equals one that was not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi1_megatron.checkpoint.folder import check_resumable, checkpoint_path, list_checkpoints
+from phi1_megatron.config.schema import RunConfig
+from phi1_megatron.distributed.launch import Place
+from phi1_megatron.errors import CheckpointError
+from phi1_megatron.training.trainer import train
+from tests.distributed_harness import LAYOUTS, run_ranks
+from tests.training.toy_data import toy_config
+
+pytestmark = pytest.mark.distributed
+
+DROPOUT = {"attention_dropout": 0.1, "hidden_dropout": 0.1}
+
+
+def run_to_the_end(place: Place, config: RunConfig, run_dir: Path) -> None:
+    train(config, run_dir, place if place.world_size > 1 else None)
+
+
+def config_for(layout: str, toy: str, **sections: Any) -> tuple[int, RunConfig]:
+    world_size, parallel = LAYOUTS.get(layout, (1, {}))
+    fields: dict[str, Any] = {
+        "parallel": parallel,
+        "training": {"train_steps": 6, "eval_interval": 3, "eval_steps": 1},
+        "checkpoint": {"save_interval": 3, "keep_last": 5},
+    }
+    for name, more in sections.items():
+        fields[name] = {**fields.get(name, {}), **more}
+    return world_size, toy_config(toy, **fields)
+
+
+def run(layout: str, run_dir: Path, toy: str, **sections: Any) -> list[dict[str, Any]]:
+    world_size, config = config_for(layout, toy, **sections)
+    run_ranks(world_size, run_to_the_end, config, run_dir)
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def stopped_after_step_3(whole: Path, copy: Path) -> Path:
+    """A copy of a finished run as a crash after its middle checkpoint would have left it."""
+    shutil.copytree(whole, copy)
+    shutil.rmtree(checkpoint_path(copy, 6))
+    return copy
+
+
+def numbers(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name != "tokens_per_second"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "precision"),
+    [("tp2_sp", "fp32"), ("dp2", "fp16"), ("pp2_vpp2", "fp32"), ("dp2_plain_optimizer", "bf16")],
+)
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(
+    layout: str, precision: str, toy_data: str, tmp_path: Path
+) -> None:
+    sections = {"model": DROPOUT, "training": {"precision": precision}}
+    whole = run(layout, tmp_path / "whole", toy_data, **sections)
+    assert [line["step"] for line in whole] == [1, 2, 3, 4, 5, 6]
+    copy = stopped_after_step_3(tmp_path / "whole", tmp_path / "copy")
+    resumed = run(layout, copy, toy_data, **sections)
+    assert [numbers(line) for line in resumed] == [numbers(line) for line in whole]
+
+
+def test_a_run_goes_on_in_another_layout_with_the_same_losses(
+    toy_data: str, tmp_path: Path
+) -> None:
+    whole = run("tp2_sp", tmp_path / "whole", toy_data)
+    for layout in ("tp1", "pp2_vpp2", "dp2"):
+        copy = stopped_after_step_3(tmp_path / "whole", tmp_path / layout)
+        resumed = run(layout, copy, toy_data)
+        losses = [line["loss"] for line in resumed]
+        assert losses == pytest.approx([line["loss"] for line in whole], rel=1e-6)
+
+
+def test_a_finished_run_started_again_leaves_its_record_as_it_was(
+    toy_data: str, tmp_path: Path
+) -> None:
+    once = run("tp1", tmp_path / "run", toy_data)
+    assert run("tp1", tmp_path / "run", toy_data) == once
+
+
+def test_finetuning_starts_from_the_weights_of_another_run_and_step_one(
+    toy_data: str, tmp_path: Path
+) -> None:
+    base = run("tp2_sp", tmp_path / "base", toy_data)
+    tuned = run(
+        "dp2", tmp_path / "tuned", toy_data, checkpoint={"initialize_from": str(tmp_path / "base")}
+    )
+    assert tuned[0]["step"] == 1
+    assert tuned[0]["loss"] < base[0]["loss"] - 0.3
+
+
+def test_old_checkpoints_go_and_the_newest_stay(toy_data: str, tmp_path: Path) -> None:
+    checkpoint = {"save_interval": 1, "keep_last": 2}
+    run("tp1", tmp_path / "run", toy_data, checkpoint=checkpoint)
+    names = [path.name for path in list_checkpoints(tmp_path / "run")]
+    assert names == ["step_00000005", "step_00000006"]
+
+
+def test_other_data_or_another_batch_is_refused_by_name(toy_data: str, tmp_path: Path) -> None:
+    run("tp1", tmp_path / "run", toy_data)
+    _, changed = config_for("tp1", toy_data, training={"global_batch_size": 4})
+    with pytest.raises(CheckpointError, match=r"training\.global_batch_size = 8; with 4"):
+        check_resumable(tmp_path / "run", changed)
+    _, changed = config_for("tp1", toy_data, data={"split": [70.0, 30.0, 0.0]})
+    with pytest.raises(CheckpointError, match=r"data\.split"):
+        check_resumable(tmp_path / "run", changed)
