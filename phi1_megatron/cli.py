@@ -7,8 +7,8 @@ Each verb's module is imported when the verb is called, and imports torch only w
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError
 
@@ -72,11 +72,12 @@ def run_single(import_path: str, prog: str) -> NoReturn:
     run_app(app, sys.argv[1:])
 
 
-def _import(import_path: str) -> object:
+def _import(import_path: str) -> Callable[..., Any]:
     import importlib
 
     module, _, function = import_path.partition(":")
-    return getattr(importlib.import_module(module), function)
+    verb: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return verb
 
 
 def run_app(app: App, arguments: Sequence[str]) -> NoReturn:

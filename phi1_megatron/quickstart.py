@@ -7,7 +7,6 @@ where the first one ended.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -126,8 +125,12 @@ def _claim(quick: Quickstart, fresh: bool) -> None:
             "with --recipe"
         )
     settings = "\n".join(
-        ["made by phi1 quickstart", str(quick.recipe), str(quick.tokenizer_source)]
-        + list(quick.overrides)
+        [
+            "made by phi1 quickstart",
+            str(quick.recipe),
+            str(quick.tokenizer_source),
+            *quick.overrides,
+        ]
     )
     marker = quick.folder / MARKER
     if fresh and marker.is_file():
@@ -263,7 +266,7 @@ def _summary(quick: Quickstart, config: RunConfig) -> None:
         "export": f"largest logit difference to transformers {quick.largest_difference:.1e}",
         "seconds": ", ".join(f"{name} {spent:.0f}" for name, spent in quick.seconds.items()),
         "": "",
-        "run folder": f"{quick.run}{os.sep}: config.toml, metrics.jsonl, tensorboard/, checkpoints/",
+        "run folder": f"{quick.run} (config.toml, metrics.jsonl, tensorboard/, checkpoints/)",
         "loss plot": str(quick.run / "loss.png"),
         "Hugging Face": str(quick.exported),
         "try it": f"phi1 generate {quick.exported} --prompt 'def '",

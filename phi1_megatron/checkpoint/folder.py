@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from phi1_megatron.config.load import parse_config
-from phi1_megatron.config.schema import RunConfig
+from phi1_megatron.config.schema import ModelConfig, RunConfig
 from phi1_megatron.errors import CheckpointError, RecipeError
 
 CHECKPOINTS = "checkpoints"
@@ -67,7 +67,8 @@ def find_checkpoint(source: Path) -> Path:
     if not source.exists():
         raise CheckpointError(f"there is no checkpoint or run folder {source}")
     raise CheckpointError(
-        f"{source} holds no whole checkpoint: neither {RUN_FILE} nor {CHECKPOINTS}/step_*/{RUN_FILE}"
+        f"{source} holds no whole checkpoint: neither {RUN_FILE} nor "
+        f"{CHECKPOINTS}/step_*/{RUN_FILE}"
     )
 
 
@@ -137,6 +138,31 @@ def prune(run_dir: Path, keep_last: int) -> None:
         shutil.rmtree(path)
 
 
+def check_same_model(checkpoint: Path, model: ModelConfig) -> None:
+    """Do the checkpoint's weights fit this model?
+
+    Raises:
+        CheckpointError: they do not; the message names the first field that differs.
+    """
+    saved = read_config(checkpoint).model
+    for field in (
+        "num_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "ffn_hidden_size",
+        "padded_vocab_size",
+        "rotary_percent",
+        "rotary_base",
+        "layernorm_epsilon",
+    ):
+        theirs, ours = getattr(saved, field), getattr(model, field)
+        if theirs != ours:
+            raise CheckpointError(
+                f"{checkpoint} is a checkpoint of another model: its model.{field} is {theirs}, "
+                f"the recipe's {ours}"
+            )
+
+
 _DATA_ORDER = (
     ("data", "blend"),
     ("data", "validation_blend"),
@@ -149,7 +175,7 @@ _DATA_ORDER = (
 
 
 def check_resumable(run_dir: Path, config: RunConfig) -> None:
-    """Would this configuration go on with the same data where the run folder stands?
+    """Would this configuration go on, with its model and data, where the run folder stands?
 
     Raises:
         CheckpointError: it would not; the message names the first field that differs.
@@ -157,6 +183,7 @@ def check_resumable(run_dir: Path, config: RunConfig) -> None:
     checkpoints = list_checkpoints(run_dir)
     if not checkpoints:
         return
+    check_same_model(checkpoints[-1], config.model)
     saved = read_config(checkpoints[-1])
     for section, field in _DATA_ORDER:
         theirs, ours = (getattr(getattr(each, section), field) for each in (saved, config))

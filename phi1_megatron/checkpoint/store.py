@@ -21,16 +21,16 @@ from torch import nn
 
 from phi1_megatron.checkpoint.folder import (
     Progress,
+    check_same_model,
     checkpoint_path,
     commit,
     find_checkpoint,
     prune,
-    read_config,
     read_progress,
     start_partial,
     write_run_file,
 )
-from phi1_megatron.config.schema import ModelConfig, RunConfig
+from phi1_megatron.config.schema import RunConfig
 from phi1_megatron.errors import CheckpointError
 from phi1_megatron.models.phi1 import unwrap
 
@@ -112,31 +112,6 @@ def load_weights(source: Path, config: RunConfig, chunks: list[nn.Module]) -> Pa
     }
     _load_weights(chunks, _load(checkpoint, sharded))
     return checkpoint
-
-
-def check_same_model(checkpoint: Path, model: ModelConfig) -> None:
-    """Do the checkpoint's weights fit this model?
-
-    Raises:
-        CheckpointError: they do not; the message names the first field that differs.
-    """
-    saved = read_config(checkpoint).model
-    for field in (
-        "num_layers",
-        "hidden_size",
-        "num_attention_heads",
-        "ffn_hidden_size",
-        "padded_vocab_size",
-        "rotary_percent",
-        "rotary_base",
-        "layernorm_epsilon",
-    ):
-        theirs, ours = getattr(saved, field), getattr(model, field)
-        if theirs != ours:
-            raise CheckpointError(
-                f"{checkpoint} is a checkpoint of another model: its model.{field} is {theirs}, "
-                f"the recipe's {ours}"
-            )
 
 
 def _load(checkpoint: Path, sharded: dict[str, Any]) -> dict[str, Any]:

@@ -296,7 +296,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> RunConfig:
-        for check in (_sequence_fits_positions, _warmup_ends_in_time, _rates_are_ordered):
+        for check in (
+            _sequence_fits_positions,
+            _warmup_ends_in_time,
+            _rates_are_ordered,
+            _validation_has_data,
+        ):
             check(self)
         return self
 
@@ -326,3 +331,13 @@ def _rates_are_ordered(config: RunConfig) -> None:
             raise RecipeError(
                 f"scheduler.{name} {rate:g} is above optimizer.lr {config.optimizer.lr:g}"
             )
+
+
+def _validation_has_data(config: RunConfig) -> None:
+    data = config.data
+    if config.training.eval_interval and data.validation_blend is None and data.split[1] == 0:
+        raise RecipeError(
+            f"training.eval_interval {config.training.eval_interval} asks for validation, but "
+            f"data.split {data.split} keeps nothing for it; give it a share, name a "
+            "data.validation_blend, or set training.eval_interval = 0"
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +17,19 @@ from torch.utils.data import DataLoader, Dataset
 from phi1_megatron.config.schema import BlendPart, RunConfig
 from phi1_megatron.data.indexed import read_index
 from phi1_megatron.data.order import SampleOrder
+from phi1_megatron.data.report import check_same_tokenizer, read_report
 from phi1_megatron.distributed.layout import Layout
 from phi1_megatron.errors import DataError
 
 Batch = dict[str, Tensor]
+
+
+class EpochSamples(Protocol):
+    """One epoch of one data set: megatron-core's ``GPTDataset``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...
 
 
 class BlendedSamples(Dataset[Batch]):
@@ -31,7 +41,7 @@ class BlendedSamples(Dataset[Batch]):
 
     def __init__(
         self,
-        parts: Sequence[Dataset[Batch]],
+        parts: Sequence[EpochSamples],
         prefixes: Sequence[str],
         order: SampleOrder,
         rows: int,
@@ -64,9 +74,11 @@ def check_data(config: RunConfig) -> None:
     """Look at every data set before any rank is started; no torch.distributed needed.
 
     Raises:
-        DataError: a file is missing, truncated or too short for one sample.
+        DataError: a file is missing, truncated or too short for one sample, or was made with a
+            tokenizer that knows more tokens than the model, or with another one than the rest.
     """
-    for part in [*config.data.blend, *(config.data.validation_blend or [])]:
+    parts = [*config.data.blend, *(config.data.validation_blend or [])]
+    for part in parts:
         index = read_index(part.prefix)
         needed = config.data.seq_length + 1
         if index.num_tokens < needed:
@@ -74,6 +86,24 @@ def check_data(config: RunConfig) -> None:
                 f"{part.prefix} holds {index.num_tokens} tokens; one sample takes {needed} "
                 f"(data.seq_length {config.data.seq_length} + 1)"
             )
+        report = read_report(part.prefix)
+        known = config.model.vocab_size
+        if report is not None and report.tokenizer.vocab_size > known:
+            raise DataError(
+                f"{part.prefix} was made with tokenizer {report.tokenizer.name}, whose vocabulary "
+                f"of {report.tokenizer.vocab_size:,} is larger than model.vocab_size {known:,}; "
+                "raise model.vocab_size, or preprocess with the model's own tokenizer"
+            )
+    check_same_tokenizer(part.prefix for part in parts)
+
+
+def unigram_entropy(config: RunConfig) -> float | None:
+    """Entropy of single tokens in the training data, in nats; None for a blend, or where another
+    tool made the data set."""
+    if len(config.data.blend) > 1:
+        return None
+    report = read_report(config.data.blend[0].prefix)
+    return report.unigram_entropy_nats if report else None
 
 
 def open_data(config: RunConfig, run_dir: Path) -> RunData:
@@ -107,7 +137,7 @@ def _open_blend(
 
 def _open_part(
     config: RunConfig, prefix: str, split: Sequence[float], which: int, cache: Path
-) -> Dataset[Batch]:
+) -> EpochSamples:
     """One epoch of one data set's training (0) or validation (1) share."""
     from megatron.core.datasets.blended_megatron_dataset_builder import (
         BlendedMegatronDatasetBuilder,
@@ -177,6 +207,9 @@ def micro_batches(
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        # A loader draws a seed when it starts; from a generator of its own, so that dropout after
+        # a resume is what it would have been.
+        generator=torch.Generator(),
     )
     return iter(loader)
 

@@ -81,7 +81,7 @@ def _join_world(place: Place | None, device: Device, timeout_seconds: float) -> 
     timeout = datetime.timedelta(seconds=timeout_seconds)
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     if place is None:
-        store: dist.Store = dist.HashStore()
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         return
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = place.master_addr, str(place.master_port)
@@ -171,7 +171,8 @@ def data_parallel_group() -> dist.ProcessGroup:
     """The ranks that hold the same share of the model, with the context-parallel ones."""
     from megatron.core import parallel_state
 
-    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+    group: dist.ProcessGroup = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return group
 
 
 def last_stage_rank() -> int:
@@ -185,4 +186,5 @@ def pipeline_group() -> dist.ProcessGroup:
     """The stages of this rank's pipeline."""
     from megatron.core import parallel_state
 
-    return parallel_state.get_pipeline_model_parallel_group()
+    group: dist.ProcessGroup = parallel_state.get_pipeline_model_parallel_group()
+    return group

@@ -7,10 +7,13 @@ them then finds its place as under torchrun. No torch is imported until ranks ar
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
 import signal
 import socket
 import subprocess
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +23,9 @@ from typing import Any
 from phi1_megatron.errors import LaunchError
 
 DEFAULT_PORT = 29500
+OUR_LAUNCHER = "phi1"
+"""``Place.launcher`` of ranks that ``start_local_ranks`` started."""
+_OURS = "PHI1_LAUNCHED"
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ def _under_torchrun(environ: Mapping[str, str]) -> Place | None:
         rank=rank,
         world_size=_number(environ, "WORLD_SIZE"),
         local_rank=_number(environ, "LOCAL_RANK", default=rank),
-        launcher="torchrun",
+        launcher=OUR_LAUNCHER if _OURS in environ else "torchrun",
         master_addr=environ.get("MASTER_ADDR", "127.0.0.1"),
         master_port=_number(environ, "MASTER_PORT", default=DEFAULT_PORT),
     )
@@ -169,6 +175,9 @@ def start_local_ranks(command: Sequence[str], num_processes: int, log_dir: Path)
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     log_dir.mkdir(parents=True, exist_ok=True)
+    os.environ[_OURS] = "1"
+    # The error raised below says what torch's launcher would log, and says it once.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     to_files = dict.fromkeys(range(1, num_processes), Std.ALL)
     launch = LaunchConfig(
         min_nodes=1,
@@ -188,6 +197,19 @@ def start_local_ranks(command: Sequence[str], num_processes: int, log_dir: Path)
     except SignalException as stop:
         name = signal.Signals(stop.sigval).name
         raise LaunchError(f"stopped by {name}; the ranks were told to save and end") from None
+    finally:
+        del os.environ[_OURS]
+
+
+def end_with_parent() -> None:
+    """Have Linux send this process SIGTERM when the one that started it dies, however it dies.
+
+    Ranks that outlived their launcher would train on unseen, and hold the run folder.
+    """
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1  # linux/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _first_failure(error: object, log_dir: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ def global_name(chunk: nn.Module, name: str) -> str:
     match = _LAYER.match(name)
     if match is None:
         return name
-    layer = chunk.decoder.layers[int(match.group(1))]
-    return f"decoder.layers.{layer.layer_number - 1}.{name[match.end() :]}"
+    layer = chunk.get_submodule(f"decoder.layers.{match.group(1)}")
+    number = cast(int, layer.layer_number) - 1
+    return f"decoder.layers.{number}.{name[match.end() :]}"
 
 
 def initialize_weights(chunk: nn.Module, model: ModelConfig, seed: int) -> None:
@@ -43,7 +45,7 @@ def initialize_weights(chunk: nn.Module, model: ModelConfig, seed: int) -> None:
 def _fill_matrix(parameter: nn.Parameter, name: str, std: float, seed: int) -> None:
     sharded = getattr(parameter, "tensor_model_parallel", False)
     tensor_ranks = tensor_parallel_size() if sharded else 1
-    dimension = parameter.partition_dim if sharded else 0
+    dimension = int(getattr(parameter, "partition_dim")) if sharded else 0  # noqa: B009
     shape = list(parameter.shape)
     shape[dimension] *= tensor_ranks
     whole = _draw(name, shape, std, seed)

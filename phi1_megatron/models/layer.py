@@ -24,7 +24,7 @@ class Phi1Layer(TransformerLayer):
     """``x + dropout(attention(LN(x))) + dropout(mlp(LN(x)))`` with one LayerNorm (HF
     ``PhiDecoderLayer``)."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -54,7 +54,7 @@ class LayerNorm(torch.nn.LayerNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         for parameter in (self.weight, self.bias):
-            parameter.sequence_parallel = config.sequence_parallel
+            setattr(parameter, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 
 
 class ScaledDotProductAttention(MegatronModule):
@@ -75,7 +75,8 @@ class ScaledDotProductAttention(MegatronModule):
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__(config=config)
-        assert attn_mask_type is AttnMaskType.causal and attention_type == "self"
+        assert attn_mask_type is AttnMaskType.causal
+        assert attention_type == "self"
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
 
@@ -90,7 +91,9 @@ class ScaledDotProductAttention(MegatronModule):
         packed_seq_params: Any = None,
     ) -> Tensor:
         """``[s, b, n, d]`` each to ``[s, b, n * d]``; causal, whatever the mask says."""
-        assert attention_mask is None and attention_bias is None and packed_seq_params is None
+        assert attention_mask is None
+        assert attention_bias is None
+        assert packed_seq_params is None
         dropout = self.dropout if self.training else 0.0
         if dropout > 0.0 and not self.config.sequence_parallel:
             # Heads differ between tensor-parallel ranks, so their dropout must differ too. (Under
@@ -100,8 +103,8 @@ class ScaledDotProductAttention(MegatronModule):
         return self._attend(query, key, value, dropout)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        heads_first = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         attended = F.scaled_dot_product_attention(
-            *heads_first, dropout_p=dropout, is_causal=True, scale=self.softmax_scale
+            query, key, value, dropout_p=dropout, is_causal=True, scale=self.softmax_scale
         )
         return attended.permute(2, 0, 1, 3).flatten(start_dim=2)

@@ -118,7 +118,7 @@ def named_weights(chunks: list[nn.Module]) -> Iterator[tuple[str, nn.Parameter]]
 def unwrap(chunk: nn.Module) -> Phi1Model:
     """The ``Phi1Model`` inside megatron-core's data-parallel and half-precision wrappers."""
     while not isinstance(chunk, Phi1Model):
-        chunk = chunk.module
+        chunk = chunk.get_submodule("module")
     return chunk
 
 

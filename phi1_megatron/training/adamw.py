@@ -33,7 +33,8 @@ class GroupStepAdamW(Optimizer):
     ) -> None:
         if not adam_w_mode:
             raise ValueError("only decoupled weight decay (AdamW) is offered here")
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -56,7 +57,7 @@ class GroupStepAdamW(Optimizer):
         beta1, beta2 = group["betas"]
         torch._fused_adamw_(
             parameters,
-            [p.grad for p in parameters],
+            [p.grad for p in parameters if p.grad is not None],
             [self.state[p]["exp_avg"] for p in parameters],
             [self.state[p]["exp_avg_sq"] for p in parameters],
             [],

@@ -8,12 +8,19 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from phi1_megatron.checkpoint.folder import check_resumable
+from phi1_megatron.checkpoint.folder import check_resumable, check_same_model, find_checkpoint
 from phi1_megatron.config.schema import RunConfig
 from phi1_megatron.data.datasets import check_data
-from phi1_megatron.distributed.launch import Place, start_local_ranks
+from phi1_megatron.distributed.launch import (
+    OUR_LAUNCHER,
+    Place,
+    end_with_parent,
+    start_local_ranks,
+)
 from phi1_megatron.distributed.layout import model_parallel_size, plan_layout
 from phi1_megatron.errors import LaunchError, Phi1Error
+
+FAILURE = "failure.txt"
 
 
 def launch_training(
@@ -29,14 +36,12 @@ def launch_training(
         LaunchError: a rank failed; the message names the first and where its traceback lies.
     """
     ranks = num_processes or default_num_processes(config)
-    plan_layout(config, ranks)
-    check_data(config)
-    check_resumable(run_dir, config)
+    check_run(config, run_dir, ranks)
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "failure.txt").unlink(missing_ok=True)
     if ranks == 1:
         train_on_this_rank(config, run_dir, None)
         return
+    (run_dir / FAILURE).unlink(missing_ok=True)
     command = [sys.executable, "-m", "phi1_megatron", "train", str(recipe), *overrides]
     try:
         start_local_ranks([*command, "--run-dir", str(run_dir)], ranks, run_dir / "logs")
@@ -55,6 +60,25 @@ def default_num_processes(config: RunConfig) -> int:
     return model_parallel_size(config.parallel)
 
 
+def check_run(config: RunConfig, run_dir: Path, ranks: int) -> None:
+    """Everything that would stop the run before its first step, asked before it starts.
+
+    Raises:
+        Phi1Error: layout, device, data, or a checkpoint to start from does not fit.
+    """
+    plan_layout(config, ranks)
+    check_data(config)
+    check_resumable(run_dir, config)
+    if config.checkpoint.initialize_from:
+        source = find_checkpoint(Path(config.checkpoint.initialize_from))
+        check_same_model(source, config.model)
+    quiet_expected_warnings()
+    from phi1_megatron.distributed.initialize import choose_device
+    from phi1_megatron.models.transformer_config import uses_transformer_engine
+
+    uses_transformer_engine(config, choose_device(config.training.device))
+
+
 def train_on_this_rank(config: RunConfig, run_dir: Path, place: Place | None) -> None:
     """Be one rank of the run. A failure leaves its traceback in ``failure.txt``."""
     quiet_expected_warnings()
@@ -64,36 +88,41 @@ def train_on_this_rank(config: RunConfig, run_dir: Path, place: Place | None) ->
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     from phi1_megatron.training.resilience import record_failure
 
+    rank = place.rank if place else 0
+    checked_by_parent = place is not None and place.launcher == OUR_LAUNCHER
+    if checked_by_parent:
+        end_with_parent()
     try:
-        if place is not None and place.rank == 0:
-            plan_layout(config, place.world_size)
-            check_data(config)
-            check_resumable(run_dir, config)
+        if rank == 0 and not checked_by_parent:
+            (run_dir / FAILURE).unlink(missing_ok=True)
+            check_run(config, run_dir, place.world_size if place else 1)
         from phi1_megatron.training.trainer import train
 
         train(config, run_dir, place)
-    except Phi1Error as error:
-        record_failure(run_dir, place.rank if place else 0, error)
-        raise
     except Exception as error:
-        record_failure(run_dir, place.rank if place else 0, error)
+        record_failure(run_dir / FAILURE, rank, error)
+        if checked_by_parent:
+            sys.exit(1)  # the command that started this rank says what happened, once
+        if isinstance(error, Phi1Error):
+            raise
         raise LaunchError(
-            f"training failed: {type(error).__name__}: {error} (traceback: "
-            f"{run_dir / 'failure.txt'})"
+            f"training failed on rank {rank}: {type(error).__name__}: {error}; traceback: "
+            f"{run_dir / FAILURE}"
         ) from error
 
 
 def _with_reason(message: str, run_dir: Path) -> str:
-    failure = run_dir / "failure.txt"
+    failure = run_dir / FAILURE
     if not failure.exists():
         return message
     lines = [line for line in failure.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return f"{message}\n{lines[0]} {lines[-1]}\nits whole traceback: {failure}"
+    reason = lines[-1].removeprefix("phi1_megatron.errors.")
+    return f"{message}\n{lines[0]} {reason}\nthe whole traceback: {failure}"
 
 
 def quiet_expected_warnings() -> None:
-    """Warnings of megatron-core and torch about megatron-core's own calls, which no user can mend;
-    phi1 doctor tells in one table what is installed."""
+    """Leave out what megatron-core and torch say about megatron-core's own calls, which no user can
+    mend; phi1 doctor tells in one table what is installed."""
     for category, message in (
         (UserWarning, ".*Apex (is|are) not installed.*"),
         (UserWarning, ".*Transformer Engine and Apex are not installed.*"),

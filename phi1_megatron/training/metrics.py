@@ -75,9 +75,13 @@ class MetricsWriter:
     Args:
         run_dir: where ``metrics.jsonl``, ``tensorboard/`` and ``loss.png`` go.
         first_step: steps already done when this process began.
+        unigram_entropy: of the training data, in nats a token, where it is known; for the plot.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path, first_step: int) -> None:
+    def __init__(
+        self, config: RunConfig, run_dir: Path, first_step: int, unigram_entropy: float | None
+    ) -> None:
+        self._unigram_entropy = unigram_entropy
         self._config = config
         self._run_dir = run_dir
         self._path = run_dir / "metrics.jsonl"
@@ -122,7 +126,7 @@ class MetricsWriter:
         if kind is None:
             from phi1_megatron.training.plot import plot_losses
 
-            plot_losses(self._path, self._run_dir / "loss.png")
+            plot_losses(self._path, self._run_dir / "loss.png", self._unigram_entropy)
 
     def say(self, message: str) -> None:
         """A line on the terminal, above the progress bar."""

@@ -45,17 +45,17 @@ class StopRequest:
         return bool(asked.item())
 
 
-def record_failure(run_dir: Path, rank: int, error: BaseException) -> None:
-    """Write the traceback to ``failure.txt`` unless another rank failed before this one.
+def record_failure(path: Path, rank: int, error: BaseException) -> None:
+    """Write the traceback to ``path`` unless another rank failed before this one.
 
     What a rank raises after its peer has died is only a closed connection; the first file stands.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = f"rank {rank} failed first:\n\n" + "".join(traceback.format_exception(error))
-    aside = run_dir / f".failure.{rank}.{os.getpid()}"
+    aside = path.with_name(f".{path.name}.{rank}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     try:
-        os.link(aside, run_dir / "failure.txt")
+        os.link(aside, path)
     except FileExistsError:
         pass  # another rank was first, and its file is the one to read
     finally:

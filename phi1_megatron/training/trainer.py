@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from megatron.core.distributed import DistributedDataParallel
 
 from phi1_megatron.checkpoint.folder import Progress, list_checkpoints
 from phi1_megatron.checkpoint.store import (
     TrainingState,
-    check_same_model,
     load_checkpoint,
     load_weights,
     save_checkpoint,
 )
 from phi1_megatron.config.load import to_toml
 from phi1_megatron.config.schema import RunConfig
-from phi1_megatron.data.datasets import BlendedSamples, RunData, micro_batches, open_data
+from phi1_megatron.data.datasets import (
+    BlendedSamples,
+    RunData,
+    micro_batches,
+    open_data,
+    unigram_entropy,
+)
 from phi1_megatron.distributed.initialize import (
     choose_device,
     data_parallel_rank,
@@ -84,7 +90,6 @@ def start(config: RunConfig, run_dir: Path, layout: Layout) -> Run:
     state = TrainingState(chunks, optimizer, build_scheduler(config, optimizer))
     run = Run(config, run_dir, layout, open_data(config, run_dir), state)
     if checkpoints:
-        check_same_model(checkpoints[-1], config.model)
         run.step = load_checkpoint(checkpoints[-1], state, layout.describe()).step
     if dist.get_rank() == 0:
         (run_dir / "config.toml").write_text(to_toml(config), encoding="utf-8")
@@ -123,7 +128,7 @@ def train_step(run: Run, batches: list[Any]) -> StepMetrics:
     began = time.perf_counter()
     for chunk in state.chunks:
         chunk.train()
-        chunk.zero_grad_buffer()
+        cast(DistributedDataParallel, chunk).zero_grad_buffer()
     state.optimizer.zero_grad()
     learning_rate = max(group["lr"] for group in state.optimizer.param_groups)
     loss = run_schedule(config, run.layout, state.chunks, batches)
@@ -204,11 +209,10 @@ def _progress(run: Run) -> Progress:
     )
 
 
-def _writer(run: Run) -> Any:
-    import contextlib
-
+def _writer(run: Run) -> contextlib.AbstractContextManager[MetricsWriter | None]:
     if dist.get_rank() == 0:
-        return MetricsWriter(run.config, run.run_dir, first_step=run.step)
+        entropy = unigram_entropy(run.config)
+        return MetricsWriter(run.config, run.run_dir, run.step, entropy)
     return contextlib.nullcontext()
 
 
@@ -223,8 +227,3 @@ def _announce(run: Run, writer: MetricsWriter | None) -> None:
     )
     if run.step:
         writer.say(f"resumed after step {run.step} of {training.train_steps}")
-
-
-def count_local_parameters(chunks: list[nn.Module]) -> int:
-    """Parameters on this rank."""
-    return sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())

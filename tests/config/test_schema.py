@@ -94,6 +94,10 @@ def test_prefixes_alone_have_equal_weights_and_may_stand_beside_weighted_ones() 
         ({"data": {"blend": []}}, r"data\.blend = \[\]"),
         ({"data": {"split": [0.0, 1.0, 0.0]}}, r"split \[0\.0, 1\.0, 0\.0\] must hold .* above 0"),
         ({"data": {"split": [1.0, -1.0, 0.0]}}, "three shares of at least 0"),
+        (
+            {"data": {"split": [1.0, 0.0, 0.0]}},
+            r"eval_interval 1000 asks for validation, but data\.split \[1\.0, 0\.0, 0\.0\] keeps",
+        ),
         ({"data": {"split": [1.0, 1.0]}}, r"data\.split"),
         (
             {"data": {"seq_length": 4096}},

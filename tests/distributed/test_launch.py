@@ -55,7 +55,7 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_process_that_nobody_launched_has_no_place() -> None:
-    assert find_place({"PATH": "/usr/bin", "HOME": "/root"}) is None
+    assert find_place({"PATH": "/usr/bin", "HOME": "/home/someone"}) is None
 
 
 def test_under_torchrun() -> None:
@@ -199,6 +199,7 @@ def ranks_command(folder: Path, failing: int = -1, how: str = "") -> list[str]:
 
 
 @pytest.mark.distributed
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # torch leaves the ranks' logs open
 def test_local_ranks_are_started_and_find_their_places(tmp_path: Path) -> None:
     start_local_ranks(ranks_command(tmp_path), 2, tmp_path / "logs")
     assert (tmp_path / "rank0").read_text("utf-8") == "2 0"
@@ -206,7 +207,7 @@ def test_local_ranks_are_started_and_find_their_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # torch leaves a failed rank's logs open
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # torch leaves the ranks' logs open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("how", "said"), [("exits", "exited with code 3"), ("killed", "was killed by SIGKILL")]

@@ -6,7 +6,7 @@ Weights and biases are random (transformers starts biases at zero, which would h
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ from tests.distributed_harness import LAYOUTS, run_ranks, tiny_config
 pytestmark = pytest.mark.distributed
 
 Shards = dict[str, tuple[Tensor, int | None, int]]
-"""Each weight's share on one rank, the dimension it is split along, and the tensor-parallel rank."""
+"""Each weight's share on one rank, the dimension it is split along, the tensor-parallel rank."""
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +117,12 @@ def _forward_and_backward(
         rank = data_parallel_rank()
 
         def batches() -> list[Iterator[dict[str, Tensor]]]:
-            return [
-                micro_batches_of(tokens, labels, layout.data, rank) for _ in range(len(chunks))
-            ]
+            return [micro_batches_of(tokens, labels, layout.data, rank) for _ in range(len(chunks))]
 
         logits = forward_logits(config, layout, chunks, batches())
         loss = run_schedule(config, layout, chunks, batches())
         gradients: Shards = {
-            name: (p.main_grad.clone(), split_dimension(p), tensor_parallel_rank())
+            name: (cast(Any, p).main_grad.clone(), split_dimension(p), tensor_parallel_rank())
             for name, p in named_weights(chunks)
         }
         last = is_last_stage()
