@@ -7,6 +7,7 @@ where the first one ended.
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -99,11 +100,12 @@ def run_quickstart(
         UsageError: the folder was made with other settings, or is not a quickstart's.
     """
     quick = Quickstart(folder, recipe, tokenizer, overrides, Console())
+    model = load_recipe(recipe, overrides).model
     _claim(quick, fresh)
     with quick.stage(1, "Corpus", "the Python standard library of this interpreter"):
         _corpus(quick)
     with quick.stage(2, "Tokenizer", "a byte-level BPE with CodeGen's whitespace runs"):
-        vocab_size = _tokenizer(quick)
+        vocab_size = _tokenizer(quick, model.vocab_size)
     with quick.stage(3, "Preprocess", "documents to .bin and .idx"):
         _preprocess(quick)
     config = _config(quick, vocab_size)
@@ -119,11 +121,6 @@ def run_quickstart(
 
 def _claim(quick: Quickstart, fresh: bool) -> None:
     """Make the folder ours, or find that it is, with the same settings."""
-    if not quick.recipe.is_file():
-        raise UsageError(
-            f"there is no recipe {quick.recipe}; run from a clone of the repository, or name one "
-            "with --recipe"
-        )
     settings = "\n".join(
         [
             "made by phi1 quickstart",
@@ -158,12 +155,11 @@ def _corpus(quick: Quickstart) -> None:
     quick.console.print(f"{megabytes:.1f} MB of commented code in {quick.corpus}", soft_wrap=True)
 
 
-def _tokenizer(quick: Quickstart) -> int:
+def _tokenizer(quick: Quickstart, wanted: int) -> int:
     if not (quick.tokenizer / "tokenizer.json").exists():
         if quick.tokenizer_source is not None:
             tokenizer = Tokenizer.load(quick.tokenizer_source)
         else:
-            wanted = load_recipe(quick.recipe, quick.overrides).model.vocab_size
             with progress_bar(quick.console, "Training BPE") as show:
                 texts = (document.text for document in iterate_documents([str(quick.corpus)]))
                 tokenizer = train_bpe(
@@ -261,7 +257,7 @@ def _summary(quick: Quickstart, config: RunConfig) -> None:
         f"{speed:,.0f} tokens/s (median)",
         "unigram entropy": f"{entropy:.3f} nats a token",
         "training loss": f"{loss:.3f} (mean of the last {len(recent)} steps), "
-        f"{entropy - loss:.3f} {'below' if loss < entropy else 'ABOVE'} it",
+        f"{abs(entropy - loss):.3f} {'below' if loss < entropy else 'ABOVE'} it",
         "validation loss": f"{validation:.3f}" if validation else "not measured",
         "export": f"largest logit difference to transformers {quick.largest_difference:.1e}",
         "seconds": ", ".join(f"{name} {spent:.0f}" for name, spent in quick.seconds.items()),
@@ -269,7 +265,7 @@ def _summary(quick: Quickstart, config: RunConfig) -> None:
         "run folder": f"{quick.run} (config.toml, metrics.jsonl, tensorboard/, checkpoints/)",
         "loss plot": str(quick.run / "loss.png"),
         "Hugging Face": str(quick.exported),
-        "try it": f"phi1 generate {quick.exported} --prompt 'def '",
+        "try it": f"phi1 generate {shlex.quote(str(quick.exported))} --prompt 'def '",
     }
     for name, value in rows.items():
         table.add_row(name, value)

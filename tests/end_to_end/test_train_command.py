@@ -159,8 +159,15 @@ def test_under_torchrun_each_process_takes_its_place(toy: str, tmp_path: Path) -
     assert direct.returncode == 0, direct.stderr
     words = ["--standalone", "--nproc-per-node", "2", "-m", "phi1_megatron", "train"]
     under = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words, recipe]
-        + ["--run-dir", tmp_path / "under"],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            *words,
+            recipe,
+            "--run-dir",
+            tmp_path / "under",
+        ],
         capture_output=True,
         text=True,
         timeout=240,
