@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from cyclopts import App, CycloptsError
 
 from phi1_megatron import __version__
+from phi1_megatron.distributed.quiet import quiet_expected_warnings
 from phi1_megatron.errors import Phi1Error
 
 _VERBS = {
@@ -20,7 +21,7 @@ _VERBS = {
     "train": "Train from a recipe, or go on where its run folder stands.",
     "preprocess": "Turn documents (JSONL, parquet) into an indexed data set.",
     "export": "Write a checkpoint as a Hugging Face folder.",
-    "convert": "Convert a checkpoint to or from Hugging Face.",
+    "convert": "Convert a checkpoint to Hugging Face, with Megatron-LM's kind of flags.",
     "generate": "Complete prompts with a trained model.",
     "doctor": "Say what this machine gives, and what falls back to what.",
 }
@@ -43,6 +44,7 @@ def build_app() -> App:
         name="phi1",
         help="Train phi-1, and models like it, with 3D parallelism: on a laptop or on GPUs.",
         version=__version__,
+        suppress_keyboard_interrupt=False,
         help_epilogue="Every verb takes --debug for a traceback. Recipes: examples/recipes/.",
     )
     for verb, summary in _VERBS.items():
@@ -82,6 +84,7 @@ def _import(import_path: str) -> Callable[..., Any]:
 
 def run_app(app: App, arguments: Sequence[str]) -> NoReturn:
     """Run a command line and end this process: one sentence for an error, unless ``--debug``."""
+    quiet_expected_warnings()
     debug = "--debug" in arguments
     words = [word for word in arguments if word != "--debug"]
     try:

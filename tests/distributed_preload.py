@@ -1,6 +1,6 @@
 """Imported once by the server that test ranks are forked from."""
 
-from phi1_megatron.training.launch import quiet_expected_warnings
+from phi1_megatron.distributed.quiet import quiet_expected_warnings
 
 quiet_expected_warnings()
 

@@ -34,9 +34,6 @@ def quickstart(
     fresh
         Remove what an earlier quickstart left in the folder.
     """
-    from phi1_megatron.training.launch import quiet_expected_warnings
-
-    quiet_expected_warnings()
     from phi1_megatron.quickstart import RECIPE, run_quickstart
 
     run_quickstart(folder, recipe or RECIPE, tokenizer, overrides, fresh)

@@ -237,7 +237,7 @@ class TrainingConfig(Section):
     loss_scale_window: int = Field(1000, ge=1)
     """Steps without overflow after which the loss scale doubles."""
     hysteresis: int = Field(2, ge=1)
-    """Overflows in a row after which the loss scale halves."""
+    """Overflows within a window after which the loss scale halves."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; ``auto`` takes CUDA where there is one."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"

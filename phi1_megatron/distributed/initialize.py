@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from phi1_megatron.config.schema import RunConfig
 from phi1_megatron.distributed.cpu_device import cpu_stands_in_for_cuda
-from phi1_megatron.distributed.launch import Place
+from phi1_megatron.distributed.launch import OUR_LAUNCHER, Place
 from phi1_megatron.distributed.layout import Layout, plan_layout
 from phi1_megatron.errors import LaunchError
 
@@ -69,7 +69,8 @@ def _take_gpu(place: Place | None) -> None:
     local_rank = place.local_rank if place else 0
     # Slurm may show each task only its own GPU; then every task's is number 0.
     visible = torch.cuda.device_count()
-    if visible > 1 and local_rank >= visible:
+    shares_one = visible == 1 and place is not None and place.launcher in (OUR_LAUNCHER, "torchrun")
+    if (visible > 1 or shares_one) and local_rank >= visible:
         raise LaunchError(
             f"local rank {local_rank} has no GPU: this host shows {visible} "
             f"(numbers 0 to {visible - 1}); start {visible} ranks a host"

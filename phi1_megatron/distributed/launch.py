@@ -78,6 +78,9 @@ def _under_slurm(environ: Mapping[str, str]) -> Place | None:
     # A batch script sees SLURM_PROCID too; only a step (srun) has SLURM_STEP_ID.
     if "SLURM_PROCID" not in environ or "SLURM_STEP_ID" not in environ:
         return None
+    # A step of one task is somebody's shell, or one command that is to start its own ranks.
+    if _number(environ, "SLURM_NTASKS") == 1:
+        return None
     job = _number(environ, "SLURM_JOB_ID", default=0)
     master_addr = environ.get("MASTER_ADDR") or _first_slurm_host(environ)
     return Place(
@@ -176,6 +179,8 @@ def start_local_ranks(command: Sequence[str], num_processes: int, log_dir: Path)
 
     log_dir.mkdir(parents=True, exist_ok=True)
     os.environ[_OURS] = "1"
+    # Seconds between SIGTERM and SIGKILL: a step and a save must fit. torch's default is 30.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
     # The error raised below says what torch's launcher would log, and says it once.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     to_files = dict.fromkeys(range(1, num_processes), Std.ALL)

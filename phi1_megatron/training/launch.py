@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from phi1_megatron.distributed.launch import (
     start_local_ranks,
 )
 from phi1_megatron.distributed.layout import model_parallel_size, plan_layout
+from phi1_megatron.distributed.quiet import quiet_expected_warnings
 from phi1_megatron.errors import LaunchError, Phi1Error
 
 FAILURE = "failure.txt"
@@ -93,16 +93,17 @@ def train_on_this_rank(config: RunConfig, run_dir: Path, place: Place | None) ->
     if checked_by_parent:
         end_with_parent()
     try:
-        if rank == 0 and not checked_by_parent:
-            (run_dir / FAILURE).unlink(missing_ok=True)
+        if not checked_by_parent:
+            if rank == 0:
+                (run_dir / FAILURE).unlink(missing_ok=True)
             check_run(config, run_dir, place.world_size if place else 1)
         from phi1_megatron.training.trainer import train
 
         train(config, run_dir, place)
     except Exception as error:
-        record_failure(run_dir / FAILURE, rank, error)
-        if checked_by_parent:
-            sys.exit(1)  # the command that started this rank says what happened, once
+        first = record_failure(run_dir / FAILURE, rank, error)
+        if checked_by_parent or not first:
+            sys.exit(1)  # the command that started this rank, or the first one to fail, tells it
         if isinstance(error, Phi1Error):
             raise
         raise LaunchError(
@@ -118,17 +119,3 @@ def _with_reason(message: str, run_dir: Path) -> str:
     lines = [line for line in failure.read_text(encoding="utf-8").splitlines() if line.strip()]
     reason = lines[-1].removeprefix("phi1_megatron.errors.")
     return f"{message}\n{lines[0]} {reason}\nthe whole traceback: {failure}"
-
-
-def quiet_expected_warnings() -> None:
-    """Leave out what megatron-core and torch say about megatron-core's own calls, which no user can
-    mend; phi1 doctor tells in one table what is installed."""
-    for category, message in (
-        (UserWarning, ".*Apex (is|are) not installed.*"),
-        (UserWarning, ".*Transformer Engine and Apex are not installed.*"),
-        (UserWarning, ".*full scope is deprecated.*"),
-        (UserWarning, ".*The .grad attribute of a Tensor that is not a leaf.*"),
-        (FutureWarning, ".*torch.distributed.*is deprecated.*"),
-    ):
-        warnings.filterwarnings("ignore", message=message, category=category)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -130,7 +130,7 @@ class MetricsWriter:
 
     def say(self, message: str) -> None:
         """A line on the terminal, above the progress bar."""
-        self._console.print(message, highlight=False)
+        self._console.print(message, highlight=False, soft_wrap=True)
 
     def write(self, metrics: StepMetrics) -> None:
         """Record one step."""
@@ -158,8 +158,8 @@ class MetricsWriter:
         if metrics.step % self._config.logging.log_interval == 0 or last or validated:
             line = f"step {metrics.step:>6}  loss {metrics.loss:.4f}"
             line += f"  lr {metrics.learning_rate:.2e}  {metrics.tokens_per_second:,.0f} tokens/s"
-            if metrics.grad_norm is not None:
-                line += f"  grad norm {metrics.grad_norm:.3f}"
             if validated:
                 line += f"  validation {metrics.validation_loss:.4f}"
+            elif metrics.grad_norm is not None:
+                line += f"  grad norm {metrics.grad_norm:.3f}"
             self.say(line)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import cast
+
 from megatron.core import optimizer as megatron_optimizer
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -65,6 +69,9 @@ def build_optimizer(config: RunConfig, chunks: list[nn.Module]) -> MegatronOptim
     overrides: dict[object, object] | None = {} if adam.decay_norm_and_bias else None
     _give_megatron_an_adam()
     optimizer = megatron_optimizer.get_megatron_optimizer(optimizer_config, chunks, overrides)
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        # Moments now, not at the first update: a checkpoint may be asked for before it.
+        part.init_state_fn(part.optimizer)
     for chunk in chunks:
         model_config = unwrap(chunk).config
         model_config.grad_scale_func = optimizer.scale_loss
@@ -88,6 +95,24 @@ def _give_megatron_an_adam() -> None:
         distrib_optimizer.USING_TE_OPTIMIZER = True
 
 
+@contextlib.contextmanager
+def whole_parameters(config: RunConfig, chunks: list[nn.Module]) -> Iterator[None]:
+    """Within this context every rank's weights are the newest.
+
+    With ``overlap_param_gather`` the shares that other ranks updated arrive only during the next
+    forward pass, so a checkpoint taken before it would hold some of the step before.
+    """
+    if not config.parallel.overlap_param_gather:
+        yield
+        return
+    wrapped = [cast(DistributedDataParallel, chunk) for chunk in chunks]
+    for chunk in wrapped:
+        chunk.disable_forward_pre_hook(param_sync=True)
+    yield
+    for chunk in wrapped:
+        chunk.enable_forward_pre_hook()
+
+
 def build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
     """Linear warm-up, then decay; counted in steps."""
     scheduler = config.scheduler
@@ -104,4 +129,18 @@ def build_scheduler(config: RunConfig, optimizer: MegatronOptimizer) -> Optimize
         end_wd=config.optimizer.weight_decay,
         wd_incr_steps=config.training.train_steps,
         wd_incr_style="constant",
+        # A resumed run takes from its checkpoint how far it is; what to do there, from its recipe.
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
     )
+
+
+def follow_recipe(
+    config: RunConfig, optimizer: MegatronOptimizer, scheduler: OptimizerParamScheduler
+) -> None:
+    """Give a resumed optimizer the recipe's settings; a checkpoint brings those of its own time."""
+    adam = config.optimizer
+    for group in optimizer.param_groups:
+        group["max_lr"], group["min_lr"] = adam.lr, config.scheduler.min_lr
+        group["betas"], group["eps"] = (adam.adam_beta1, adam.adam_beta2), adam.adam_eps
+    scheduler.step(increment=0)

@@ -45,8 +45,8 @@ class StopRequest:
         return bool(asked.item())
 
 
-def record_failure(path: Path, rank: int, error: BaseException) -> None:
-    """Write the traceback to ``path`` unless another rank failed before this one.
+def record_failure(path: Path, rank: int, error: BaseException) -> bool:
+    """Write the traceback to ``path`` unless another rank failed first; was it this one?
 
     What a rank raises after its peer has died is only a closed connection; the first file stands.
     """
@@ -56,7 +56,8 @@ def record_failure(path: Path, rank: int, error: BaseException) -> None:
     aside.write_text(text, encoding="utf-8")
     try:
         os.link(aside, path)
+        return True
     except FileExistsError:
-        pass  # another rank was first, and its file is the one to read
+        return False  # another rank was first, and its file is the one to read
     finally:
         aside.unlink()

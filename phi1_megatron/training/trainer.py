@@ -39,9 +39,18 @@ from phi1_megatron.distributed.layout import Layout
 from phi1_megatron.errors import Phi1Error
 from phi1_megatron.models.phi1 import build_model
 from phi1_megatron.training.metrics import MetricsWriter, StepMetrics
-from phi1_megatron.training.optimizer import build_optimizer, build_scheduler, wrap_data_parallel
+from phi1_megatron.training.optimizer import (
+    build_optimizer,
+    build_scheduler,
+    follow_recipe,
+    whole_parameters,
+    wrap_data_parallel,
+)
 from phi1_megatron.training.resilience import StopRequest
 from phi1_megatron.training.step import run_schedule
+
+_HOPELESS_STEPS = 20
+"""Overflows in a row at the smallest loss scale after which a run gives up."""
 
 
 class TrainingError(Phi1Error):
@@ -58,6 +67,8 @@ class Run:
     data: RunData
     state: TrainingState
     step: int = 0
+    hopeless_steps: int = 0
+    """Steps skipped in a row at the smallest loss scale."""
 
     @property
     def consumed_samples(self) -> int:
@@ -91,6 +102,7 @@ def start(config: RunConfig, run_dir: Path, layout: Layout) -> Run:
     run = Run(config, run_dir, layout, open_data(config, run_dir), state)
     if checkpoints:
         run.step = load_checkpoint(checkpoints[-1], state, layout.describe()).step
+        follow_recipe(config, optimizer, state.scheduler)
     if dist.get_rank() == 0:
         (run_dir / "config.toml").write_text(to_toml(config), encoding="utf-8")
     return run
@@ -99,7 +111,6 @@ def start(config: RunConfig, run_dir: Path, layout: Layout) -> Run:
 def _loop(run: Run, writer: MetricsWriter | None, stop: StopRequest) -> None:
     training = run.config.training
     batches = [_batches(run, run.data.training) for _ in run.state.chunks]
-    saved_step = run.step
     while run.step < training.train_steps:
         metrics = train_step(run, batches)
         if training.eval_interval and (
@@ -110,8 +121,8 @@ def _loop(run: Run, writer: MetricsWriter | None, stop: StopRequest) -> None:
             writer.write(metrics)
         stopping = stop.agreed()
         if stopping or _save_is_due(run):
-            save_checkpoint(run.run_dir, run.config, run.state, _progress(run))
-            saved_step = run.step
+            with whole_parameters(run.config, run.state.chunks):
+                save_checkpoint(run.run_dir, run.config, run.state, _progress(run))
         if stopping:
             if writer:
                 writer.say(
@@ -119,7 +130,6 @@ def _loop(run: Run, writer: MetricsWriter | None, stop: StopRequest) -> None:
                     "saved; the same command goes on from here"
                 )
             return
-    assert saved_step == run.step or run.step == 0
 
 
 def train_step(run: Run, batches: list[Any]) -> StepMetrics:
@@ -137,6 +147,8 @@ def train_step(run: Run, batches: list[Any]) -> StepMetrics:
     if updated:
         state.scheduler.step(increment=1)
         _stop_unless_finite(run, "gradient norm", grad_norm)
+    loss_scale = float(state.optimizer.get_loss_scale().item())
+    _stop_if_hopeless(run, updated, loss_scale)
     run.step += 1
     seconds = time.perf_counter() - began
     tokens = config.training.global_batch_size * config.data.seq_length
@@ -147,7 +159,7 @@ def train_step(run: Run, batches: list[Any]) -> StepMetrics:
         learning_rate=learning_rate,
         consumed_tokens=run.step * tokens,
         tokens_per_second=tokens / seconds,
-        loss_scale=float(state.optimizer.get_loss_scale().item()),
+        loss_scale=loss_scale,
         skipped=not updated,
     )
 
@@ -164,6 +176,18 @@ def _stop_unless_finite(run: Run, name: str, value: float) -> None:
     )
 
 
+def _stop_if_hopeless(run: Run, updated: bool, loss_scale: float) -> None:
+    """fp16 answers an overflow by a lower loss scale; at the lowest, nothing is learnt any more."""
+    at_the_bottom = loss_scale <= run.config.training.min_loss_scale
+    run.hopeless_steps = 0 if updated or not at_the_bottom else run.hopeless_steps + 1
+    if run.hopeless_steps >= _HOPELESS_STEPS:
+        raise TrainingError(
+            f"{run.hopeless_steps} steps in a row overflowed at the smallest loss scale "
+            f"({loss_scale:g} = training.min_loss_scale), the last of them step {run.step + 1}; "
+            "lower optimizer.lr, or train with training.precision=bf16"
+        )
+
+
 def _with_validation(run: Run, metrics: StepMetrics) -> StepMetrics:
     return StepMetrics(**{**vars(metrics), "validation_loss": validate(run)})
 
@@ -178,7 +202,7 @@ def validate(run: Run) -> float | None:
     for chunk in run.state.chunks:
         chunk.eval()
     losses = []
-    with torch.no_grad():
+    with torch.no_grad(), whole_parameters(run.config, run.state.chunks):
         for _ in range(run.config.training.eval_steps):
             losses.append(
                 run_schedule(run.config, run.layout, run.state.chunks, batches, forward_only=True)
@@ -222,8 +246,8 @@ def _announce(run: Run, writer: MetricsWriter | None) -> None:
     training = run.config.training
     writer.say(
         f"{run.layout.describe()}, {training.precision}, "
-        f"{choose_device(training.device)}; {run.layout.num_microbatches} micro batches of "
-        f"{training.micro_batch_size} a step"
+        f"{choose_device(training.device)}; {training.global_batch_size} samples a step in micro "
+        f"batches of {training.micro_batch_size} (x {run.layout.num_microbatches} accumulated)"
     )
     if run.step:
         writer.say(f"resumed after step {run.step} of {training.train_steps}")

@@ -13,7 +13,7 @@ from phi1_megatron.checkpoint.folder import check_resumable, checkpoint_path, li
 from phi1_megatron.config.schema import RunConfig
 from phi1_megatron.distributed.launch import Place
 from phi1_megatron.errors import CheckpointError
-from phi1_megatron.training.trainer import train
+from phi1_megatron.training.trainer import TrainingError, train
 from tests.distributed_harness import LAYOUTS, run_ranks
 from tests.training.toy_data import toy_config
 
@@ -70,6 +70,22 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_by_bit(
     assert [numbers(line) for line in resumed] == [numbers(line) for line in whole]
 
 
+def test_a_checkpoint_has_the_newest_weights_while_their_gathering_is_overlapped(
+    toy_data: str, tmp_path: Path
+) -> None:
+    # Validating would gather them; so nothing but the save itself may.
+    training = {"eval_interval": 0}
+    whole = run("dp2", tmp_path / "whole", toy_data, training=training)
+    overlap = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+    sections = {"parallel": overlap, "training": training}
+    overlapped = run("dp2", tmp_path / "overlapped", toy_data, **sections)
+    copy = stopped_after_step_3(tmp_path / "overlapped", tmp_path / "copy")
+    resumed = run("dp2", copy, toy_data, **sections)
+    expected = [numbers(line) for line in whole]
+    assert [numbers(line) for line in overlapped] == expected
+    assert [numbers(line) for line in resumed] == expected
+
+
 def test_a_run_goes_on_in_another_layout_with_the_same_losses(
     toy_data: str, tmp_path: Path
 ) -> None:
@@ -86,6 +102,46 @@ def test_a_finished_run_started_again_leaves_its_record_as_it_was(
 ) -> None:
     once = run("tp1", tmp_path / "run", toy_data)
     assert run("tp1", tmp_path / "run", toy_data) == once
+
+
+def test_a_resumed_run_follows_its_recipe_where_that_has_changed(
+    toy_data: str, tmp_path: Path
+) -> None:
+    run("tp1", tmp_path / "run", toy_data)
+    longer = run(
+        "tp1",
+        tmp_path / "run",
+        toy_data,
+        training={"train_steps": 8},
+        optimizer={"lr": 1e-3},
+        scheduler={"decay_style": "constant", "warmup_steps": 1},
+    )
+    assert [line["learning_rate"] for line in longer[6:]] == [1e-3, 1e-3]
+
+
+def test_a_run_that_overflows_at_the_smallest_loss_scale_gives_up(
+    toy_data: str, tmp_path: Path
+) -> None:
+    _, config = config_for(
+        "tp1",
+        toy_data,
+        training={
+            "precision": "fp16",
+            "train_steps": 40,
+            "initial_loss_scale": 1e30,
+            "min_loss_scale": 1e30,
+            "eval_interval": 0,
+        },
+    )
+    (message,) = run_ranks(1, fails_with, config, tmp_path / "run")
+    assert "20 steps in a row overflowed" in message
+    assert "the last of them step 20" in message
+
+
+def fails_with(place: Place, config: RunConfig, run_dir: Path) -> str:
+    with pytest.raises(TrainingError) as raised:
+        train(config, run_dir, None)
+    return str(raised.value)
 
 
 def test_finetuning_starts_from_the_weights_of_another_run_and_step_one(
