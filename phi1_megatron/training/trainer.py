@@ -178,7 +178,8 @@ def _stop_unless_finite(run: Run, name: str, value: float) -> None:
 
 def _stop_if_hopeless(run: Run, updated: bool, loss_scale: float) -> None:
     """fp16 answers an overflow by a lower loss scale; at the lowest, nothing is learnt any more."""
-    at_the_bottom = loss_scale <= run.config.training.min_loss_scale
+    # megatron-core keeps the scale in fp32: allow for its rounding.
+    at_the_bottom = loss_scale <= run.config.training.min_loss_scale * (1 + 1e-6)
     run.hopeless_steps = 0 if updated or not at_the_bottom else run.hopeless_steps + 1
     if run.hopeless_steps >= _HOPELESS_STEPS:
         raise TrainingError(
