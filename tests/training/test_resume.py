@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from phi1_megatron.checkpoint.folder import check_resumable, checkpoint_path, list_checkpoints
+from phi1_megatron.checkpoint.weights import open_weights
 from phi1_megatron.config.schema import RunConfig
 from phi1_megatron.distributed.launch import Place
 from phi1_megatron.errors import CheckpointError
@@ -79,6 +81,9 @@ def test_a_checkpoint_has_the_newest_weights_while_their_gathering_is_overlapped
     overlap = {"overlap_grad_reduce": True, "overlap_param_gather": True}
     sections = {"parallel": overlap, "training": training}
     overlapped = run("dp2", tmp_path / "overlapped", toy_data, **sections)
+    saved = [open_weights(checkpoint_path(tmp_path / name, 3)) for name in ("whole", "overlapped")]
+    for name in saved[0].names():
+        assert torch.equal(saved[0].read(name), saved[1].read(name)), f"{name} is an older one"
     copy = stopped_after_step_3(tmp_path / "overlapped", tmp_path / "copy")
     resumed = run("dp2", copy, toy_data, **sections)
     expected = [numbers(line) for line in whole]
