@@ -48,6 +48,7 @@ def run_ranks(
         return _collect(pipes, timeout_seconds)
     finally:
         for process in ranks:
+            process.join(timeout=5)  # one that hangs in a collective is killed
             process.kill()
             process.join()
 

@@ -7,7 +7,9 @@ a checkpoint does not know which layout wrote it.
 
 from __future__ import annotations
 
+import queue
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,12 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from phi1_megatron.checkpoint.folder import (
+    PARTIAL,
     Progress,
     check_same_model,
     checkpoint_path,
@@ -59,12 +64,13 @@ def save_checkpoint(
     Raises:
         CheckpointError: it could not be written; nothing of it is left behind.
     """
+    _collect_results_in_this_process()
     final = checkpoint_path(run_dir, progress.step)
-    partial = final.with_name(final.name + ".partial")
-    if dist.get_rank() == 0:
-        start_partial(final)
-    dist.barrier()
+    partial = final.with_name(final.name + PARTIAL)
     try:
+        if dist.get_rank() == 0:
+            start_partial(final)
+        dist.barrier()
         sharded = _sharded_state(state, is_loading=False)
         sharded["random"] = _random_state(_collect_random_state())
         dist_checkpointing.save(sharded, str(partial))
@@ -73,10 +79,22 @@ def save_checkpoint(
             write_run_file(partial, progress, config)
             commit(partial, final)
             prune(run_dir, config.checkpoint.keep_last)
-    except OSError as error:
+    except (OSError, CheckpointException) as error:
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"the checkpoint {final} could not be written: {error}") from error
     dist.barrier()
     return final
+
+
+def _collect_results_in_this_process() -> None:
+    """Give megatron-core's writer a queue in this process for what its workers wrote.
+
+    It would start a server process on every rank for that, some 200 MB each, which only a save in
+    the background needs, and which outlives a rank that is killed.
+    """
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = queue.Queue()
 
 
 def load_checkpoint(checkpoint: Path, state: TrainingState, layout: str) -> Progress:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -141,6 +142,18 @@ def test_a_run_that_overflows_at_the_smallest_loss_scale_gives_up(
     (message,) = run_ranks(1, fails_with, config, tmp_path / "run")
     assert "20 steps in a row overflowed" in message
     assert "the last of them step 20" in message
+
+
+def test_a_save_leaves_no_process_behind_that_would_outlive_a_killed_rank(
+    toy_data: str, tmp_path: Path
+) -> None:
+    world_size, config = config_for("dp2", toy_data)
+    assert run_ranks(world_size, children_after_training, config, tmp_path / "run") == [[], []]
+
+
+def children_after_training(place: Place, config: RunConfig, run_dir: Path) -> list[str]:
+    run_to_the_end(place, config, run_dir)
+    return [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
 
 
 def fails_with(place: Place, config: RunConfig, run_dir: Path) -> str:
