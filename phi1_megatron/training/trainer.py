@@ -244,11 +244,11 @@ def _writer(run: Run) -> contextlib.AbstractContextManager[MetricsWriter | None]
 def _announce(run: Run, writer: MetricsWriter | None) -> None:
     if writer is None:
         return
-    training = run.config.training
+    training, layout = run.config.training, run.layout
+    writer.say(f"{layout.describe()}, {training.precision}, {choose_device(training.device)}")
     writer.say(
-        f"{run.layout.describe()}, {training.precision}, "
-        f"{choose_device(training.device)}; {training.global_batch_size} samples a step in micro "
-        f"batches of {training.micro_batch_size} (x {run.layout.num_microbatches} accumulated)"
+        f"a step: {training.global_batch_size} samples = {training.micro_batch_size} micro "
+        f"x {layout.data} data-parallel x {layout.num_microbatches} accumulated"
     )
     if run.step:
         writer.say(f"resumed after step {run.step} of {training.train_steps}")
