@@ -82,7 +82,10 @@ def save_checkpoint(
     except (OSError, CheckpointException) as error:
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"the checkpoint {final} could not be written: {error}") from error
+        cause: BaseException = error
+        if isinstance(error, CheckpointException) and error.failures:
+            cause = next(iter(error.failures.values()))[0]  # its own text is every rank's traceback
+        raise CheckpointError(f"the checkpoint {final} could not be written: {cause}") from error
     dist.barrier()
     return final
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import traceback
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from megatron.core import dist_checkpointing
+from torch.distributed.checkpoint.api import CheckpointException
 
 from phi1_megatron.checkpoint.folder import check_resumable, checkpoint_path, list_checkpoints
 from phi1_megatron.checkpoint.weights import open_weights
@@ -154,6 +159,35 @@ def test_a_save_leaves_no_process_behind_that_would_outlive_a_killed_rank(
 def children_after_training(place: Place, config: RunConfig, run_dir: Path) -> list[str]:
     run_to_the_end(place, config, run_dir)
     return [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+
+
+def test_a_save_that_runs_out_of_disk_names_the_cause_and_leaves_the_older_checkpoint_alone(
+    toy_data: str, tmp_path: Path
+) -> None:
+    _, config = config_for("tp1", toy_data, training={"eval_interval": 0})
+    (message,) = run_ranks(1, fills_the_disk_at_the_second_save, config, tmp_path / "run")
+    assert "step_00000006 could not be written: [Errno 28] No space left on device" in message
+    assert "Traceback" not in message
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ["step_00000003"]
+
+
+def fills_the_disk_at_the_second_save(place: Place, config: RunConfig, run_dir: Path) -> str:
+    """megatron-core's writer reports a worker's error from all ranks, in torch's own exception."""
+    save = dist_checkpointing.save
+
+    def full(sharded: Any, folder: str) -> None:
+        if "step_00000006" not in folder:
+            save(sharded, folder)
+            return
+        (Path(folder) / "__0_0.distcp").write_bytes(b"half a shard")
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise CheckpointException("write", {0: (error, traceback.StackSummary())})
+
+    dist_checkpointing.save = full
+    with pytest.raises(CheckpointError) as raised:
+        train(config, run_dir, None)
+    return str(raised.value)
 
 
 def fails_with(place: Place, config: RunConfig, run_dir: Path) -> str:
