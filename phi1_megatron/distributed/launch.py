@@ -182,7 +182,9 @@ def start_local_ranks(command: Sequence[str], num_processes: int, log_dir: Path)
     # Seconds between SIGTERM and SIGKILL: a step and a save must fit. torch's default is 30.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")
     # The error raised below says what torch's launcher would log, and says it once.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     to_files = dict.fromkeys(range(1, num_processes), Std.ALL)
     launch = LaunchConfig(
         min_nodes=1,

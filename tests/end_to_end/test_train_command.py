@@ -93,7 +93,9 @@ def test_a_run_stopped_by_sigterm_saves_and_the_same_command_finishes_it_unchang
     process.send_signal(signal.SIGTERM)
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "SIGTERM" in complaint
+    assert complaint.splitlines() == [
+        "phi1: stopped by SIGTERM; the ranks were told to save and end"
+    ]
     (saved,) = list_checkpoints(stopped)
     assert saved.name < "step_00000060"
     again = phi1("train", recipe, "--run-dir", stopped)
