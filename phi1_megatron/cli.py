@@ -21,7 +21,7 @@ _VERBS = {
     "train": "Train from a recipe, or go on where its run folder stands.",
     "preprocess": "Turn documents (JSONL, parquet) into an indexed data set.",
     "export": "Write a checkpoint as a Hugging Face folder.",
-    "convert": "Convert a checkpoint to Hugging Face, with Megatron-LM's kind of flags.",
+    "convert": "Convert a checkpoint; --to huggingface is what export does.",
     "generate": "Complete prompts with a trained model.",
     "doctor": "Say what this machine gives, and what falls back to what.",
 }

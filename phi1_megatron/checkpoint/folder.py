@@ -110,9 +110,14 @@ def write_run_file(folder: Path, progress: Progress, config: RunConfig) -> None:
         os.fsync(file.fileno())
 
 
+def partial_path(final: Path) -> Path:
+    """Where a checkpoint is written before it gets its name."""
+    return final.with_name(final.name + PARTIAL)
+
+
 def start_partial(final: Path) -> Path:
     """An empty folder beside ``final`` to write into; what an earlier try left there is removed."""
-    partial = final.with_name(final.name + PARTIAL)
+    partial = partial_path(final)
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)

@@ -24,12 +24,12 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from phi1_megatron.checkpoint.folder import (
-    PARTIAL,
     Progress,
     check_same_model,
     checkpoint_path,
     commit,
     find_checkpoint,
+    partial_path,
     prune,
     read_progress,
     start_partial,
@@ -66,7 +66,7 @@ def save_checkpoint(
     """
     _collect_results_in_this_process()
     final = checkpoint_path(run_dir, progress.step)
-    partial = final.with_name(final.name + PARTIAL)
+    partial = partial_path(final)
     try:
         if dist.get_rank() == 0:
             start_partial(final)

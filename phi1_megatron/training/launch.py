@@ -17,7 +17,6 @@ from phi1_megatron.distributed.launch import (
     start_local_ranks,
 )
 from phi1_megatron.distributed.layout import model_parallel_size, plan_layout
-from phi1_megatron.distributed.quiet import quiet_expected_warnings
 from phi1_megatron.errors import LaunchError, Phi1Error
 
 FAILURE = "failure.txt"
@@ -38,10 +37,10 @@ def launch_training(
     ranks = num_processes or default_num_processes(config)
     check_run(config, run_dir, ranks)
     run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / FAILURE).unlink(missing_ok=True)
     if ranks == 1:
         train_on_this_rank(config, run_dir, None)
         return
-    (run_dir / FAILURE).unlink(missing_ok=True)
     command = [sys.executable, "-m", "phi1_megatron", "train", str(recipe), *overrides]
     try:
         start_local_ranks([*command, "--run-dir", str(run_dir)], ranks, run_dir / "logs")
@@ -72,7 +71,6 @@ def check_run(config: RunConfig, run_dir: Path, ranks: int) -> None:
     if config.checkpoint.initialize_from:
         source = find_checkpoint(Path(config.checkpoint.initialize_from))
         check_same_model(source, config.model)
-    quiet_expected_warnings()
     from phi1_megatron.distributed.initialize import choose_device
     from phi1_megatron.models.transformer_config import uses_transformer_engine
 
@@ -80,8 +78,11 @@ def check_run(config: RunConfig, run_dir: Path, ranks: int) -> None:
 
 
 def train_on_this_rank(config: RunConfig, run_dir: Path, place: Place | None) -> None:
-    """Be one rank of the run. A failure leaves its traceback in ``failure.txt``."""
-    quiet_expected_warnings()
+    """Be one rank of the run. A failure leaves its traceback in ``failure.txt``.
+
+    Ranks of another launcher check the run here; ``launch_training`` has done it for its own and
+    for a run of one rank (no ``place``).
+    """
     if config.parallel.tensor_model_parallel_size > 1:
         # One queue keeps communication and the products it overlaps in the order they were given
         # (Megatron-LM's own requirement for tensor parallelism); read when CUDA starts.
@@ -89,20 +90,20 @@ def train_on_this_rank(config: RunConfig, run_dir: Path, place: Place | None) ->
     from phi1_megatron.training.resilience import record_failure
 
     rank = place.rank if place else 0
-    checked_by_parent = place is not None and place.launcher == OUR_LAUNCHER
-    if checked_by_parent:
+    started_by_us = place is not None and place.launcher == OUR_LAUNCHER
+    if started_by_us:
         end_with_parent()
     try:
-        if not checked_by_parent:
+        if place is not None and not started_by_us:
             if rank == 0:
                 (run_dir / FAILURE).unlink(missing_ok=True)
-            check_run(config, run_dir, place.world_size if place else 1)
+            check_run(config, run_dir, place.world_size)
         from phi1_megatron.training.trainer import train
 
         train(config, run_dir, place)
     except Exception as error:
         first = record_failure(run_dir / FAILURE, rank, error)
-        if checked_by_parent or not first:
+        if started_by_us or not first:
             sys.exit(1)  # the command that started this rank, or the first one to fail, tells it
         if isinstance(error, Phi1Error):
             raise

@@ -14,18 +14,8 @@ from phi1_megatron.checkpoint.hf_mapping import (
     mismatch,
 )
 from phi1_megatron.config.schema import ModelConfig
+from tests.published_models import PHI_1, PHI_1_SMALL, PHI_2
 
-PHI_1 = ModelConfig()
-PHI_1_SMALL = ModelConfig(
-    num_layers=20, hidden_size=1024, num_attention_heads=16, ffn_hidden_size=4096
-)
-PHI_2 = ModelConfig(
-    num_layers=32,
-    hidden_size=2560,
-    num_attention_heads=32,
-    ffn_hidden_size=10240,
-    rotary_percent=0.4,
-)
 SIZES = [(PHI_1, 1_418_270_720), (PHI_1_SMALL, 356_794_368), (PHI_2, 2_779_683_840)]
 
 

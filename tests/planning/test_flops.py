@@ -12,18 +12,8 @@ import pytest
 from phi1_megatron.config.schema import ModelConfig, RunConfig
 from phi1_megatron.distributed.layout import plan_layout
 from phi1_megatron.planning.flops import count_on_rank, count_parameters, flops_per_token
+from tests.published_models import PHI_1, PHI_1_SMALL, PHI_2
 
-PHI_1 = ModelConfig()
-PHI_1_SMALL = ModelConfig(
-    num_layers=20, hidden_size=1024, num_attention_heads=16, ffn_hidden_size=4096
-)
-PHI_2 = ModelConfig(
-    num_layers=32,
-    hidden_size=2560,
-    num_attention_heads=32,
-    ffn_hidden_size=10240,
-    rotary_percent=0.4,
-)
 PUBLISHED = pytest.mark.parametrize(
     ("model", "total", "blocks"),
     [
