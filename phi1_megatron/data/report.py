@@ -1,7 +1,8 @@
 """What is known of a data set beside its tokens: ``PREFIX.report.json``.
 
 Preprocessing writes it; training reads it to see that vocabulary and end-of-document token are the
-model's, and what loss a model that knows nothing but frequencies would have.
+model's, and what loss a model that knows nothing but frequencies would have; ``verify`` reads it
+for the checksums.
 """
 
 from __future__ import annotations
@@ -9,21 +10,22 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from phi1_megatron.data.indexed import TokenReader
 from phi1_megatron.errors import DataError
 
 if TYPE_CHECKING:
-    from phi1_megatron.data.tokenizer import Tokenizer
+    from phi1_megatron.data.definition import TokenizerDefinition
 
-_REPORT_FORMAT = 1
+_REPORT_FORMAT = 2
 _CHUNK = 1 << 20  # tokens counted at a time
 
 
@@ -38,15 +40,23 @@ class TokenizerIdentity:
     eod_token: str
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> TokenizerIdentity:
-        """The identity of an open tokenizer."""
+    def of(cls, definition: TokenizerDefinition) -> TokenizerIdentity:
+        """What a report keeps of a tokenizer's definition."""
         return cls(
-            name=tokenizer.name,
-            fingerprint=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-            eod_id=tokenizer.eod_id,
-            eod_token=tokenizer.eod_token,
+            name=definition.name,
+            fingerprint=definition.fingerprint,
+            vocab_size=definition.vocab_size,
+            eod_id=definition.eod_id,
+            eod_token=definition.eod_token,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A stretch of the .bin and its checksum; a data set is its chunks, one after the other."""
+
+    bytes: int
+    xxh3_128: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,10 @@ class DatasetReport:
     ----------
     prefix
         Name of the data set without folder or suffix.
+    inputs
+        Size in bytes of each input file (standard input: of what was read).
+    input_hashes
+        XXH3-128 of each input, over the digests of the stretches it was read in.
     text_bytes
         UTF-8 bytes of the documents' text.
     bad_rows
@@ -65,7 +79,15 @@ class DatasetReport:
         Documents whose text holds the end-of-document token's text.
     unigram_entropy_nats
         Entropy of the token frequencies, nats a token: the loss of a model
-        that knows the frequencies and nothing else.
+        that knows the frequencies and nothing else. Large inputs are sampled evenly for it.
+    engine
+        Library and version that encoded.
+    checked_documents
+        Documents whose ids were compared with Hugging Face's during the run.
+    chunks
+        The .bin in stretches with their XXH3-128; empty where they are not known.
+    idx_xxh3_128
+        XXH3-128 of the .idx.
     """
 
     prefix: str
@@ -84,6 +106,13 @@ class DatasetReport:
     quarantine: str | None
     workers: int
     seconds: float
+    sequences: int = 0
+    split_sentences: bool = False
+    engine: str = ""
+    checked_documents: int = 0
+    input_hashes: dict[str, str] = field(default_factory=dict)
+    chunks: tuple[Chunk, ...] = ()
+    idx_xxh3_128: str | None = None
     format: int = _REPORT_FORMAT
 
 
@@ -173,7 +202,27 @@ def merged_report(
         quarantine=None,
         workers=max(part.workers for part in known),
         seconds=sum(part.seconds for part in known),
+        sequences=sum(part.sequences for part in known),
+        split_sentences=any(part.split_sentences for part in known),
+        engine=", ".join(dict.fromkeys(part.engine for part in known)),
+        checked_documents=sum(part.checked_documents for part in known),
+        input_hashes={n: h for part in known for n, h in part.input_hashes.items()},
+        chunks=(
+            tuple(chunk for part in known for chunk in part.chunks)
+            if all(part.chunks for part in known)
+            else ()
+        ),
+        idx_xxh3_128=file_hash(Path(output_prefix).with_name(Path(output_prefix).name + ".idx")),
     )
+
+
+def file_hash(path: Path) -> str:
+    """XXH3-128 of a file, as hexadecimal digits; the file is streamed."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while block := stream.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_report(prefix: Path, report: DatasetReport) -> None:

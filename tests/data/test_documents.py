@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi1_megatron.data.documents import BadRows, RowReader, find_inputs, iterate_documents
+from phi1_megatron.data.documents import BadRows, RowReader, iterate_documents
+from phi1_megatron.data.inputs import find_inputs
 from phi1_megatron.errors import DataError
 
 TEXTS = ["def add(a, b):\n    return a + b\n", "Grüße, 世界 🦆", "x = '\\u2028'\u2028y", "\t\ttabs"]
