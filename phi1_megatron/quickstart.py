@@ -27,6 +27,7 @@ from phi1_megatron.commands.progress import progress_bar
 from phi1_megatron.config.load import load_recipe
 from phi1_megatron.config.schema import RunConfig
 from phi1_megatron.data.corpus import write_standard_library_corpus
+from phi1_megatron.data.definition import load_definition
 from phi1_megatron.data.documents import iterate_documents
 from phi1_megatron.data.preprocess import PreprocessOptions
 from phi1_megatron.data.report import read_report
@@ -181,10 +182,12 @@ def _preprocess(quick: Quickstart) -> None:
         options = PreprocessOptions(
             inputs=(str(quick.corpus),),
             output_prefix=quick.data.with_name("corpus"),
-            tokenizer=Tokenizer.load(quick.tokenizer),
+            tokenizer=load_definition(quick.tokenizer),
             append_eod=True,
         )
-        report = run_with_progress(options, quick.console).datasets[0]
+        done = run_with_progress(options)
+        assert done is not None  # only MPI ranks have no report
+        report = done.datasets[0]
     quick.console.print(
         f"{report.tokens:,} tokens in {quick.data}.bin and .idx\n"
         f"unigram entropy {report.unigram_entropy_nats:.3f} nats a token: what knowing only how "

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from cyclopts import Parameter
-from rich.markup import escape
 
 from phi1_megatron.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from phi1_megatron.data.preprocess import PreprocessReport
+    from phi1_megatron.commands.progress import Show
+    from phi1_megatron.data.definition import TokenizerDefinition
+    from phi1_megatron.data.preprocess import PreprocessOptions, PreprocessReport
     from phi1_megatron.data.report import DatasetReport
-    from phi1_megatron.data.tokenizer import Tokenizer
+    from phi1_megatron.data.sentences import SentenceSplitter
+
+TokenizerType: TypeAlias = Literal[
+    "CodeGenTokenizer", "GPT2BPETokenizer", "HuggingFaceTokenizer", "SentencePieceTokenizer"
+]
 
 Several = Parameter(consume_multiple=True, negative="")
 Flag = Parameter(negative="")
@@ -26,22 +35,30 @@ def preprocess(
     *,
     input: Annotated[list[str], Several],
     output_prefix: Path,
-    tokenizer_type: Literal["CodeGenTokenizer", "GPT2BPETokenizer", "HuggingFaceTokenizer"],
+    tokenizer_type: TokenizerType,
     json_keys: Annotated[tuple[str, ...], Several] = ("text",),
     vocab_file: Path | None = None,
     merge_file: Path | None = None,
     tokenizer_model: Path | None = None,
     append_eod: Annotated[bool, Flag] = False,
+    split_sentences: Annotated[bool, Flag] = False,
+    keep_newlines: Annotated[bool, Flag] = False,
+    lang: str = "english",
     workers: int | None = None,
     partitions: int = 1,
+    keep_sequential_samples: Annotated[bool, Flag] = False,
     log_interval: int = 1000,
     literal_eod: Literal["eod", "text"] = "eod",
+    engine: Literal["auto", "fastokens", "huggingface"] = "auto",
+    max_line_bytes: int = 64 << 20,
     strict: Annotated[bool, Flag] = False,
 ) -> None:
     """Tokenize documents into megatron-core's .bin and .idx files.
 
     Writes OUTPUT_PREFIX_KEY_document.bin, .idx and .report.json for each of the keys. Rows that
-    cannot be used are counted and listed in OUTPUT_PREFIX_bad_rows.jsonl.
+    cannot be used are counted and listed in OUTPUT_PREFIX_bad_rows.jsonl. A run that was stopped
+    or killed goes on when the same command is given again. mpirun and srun spread it over hosts
+    that share a folder.
 
     Parameters
     ----------
@@ -52,7 +69,7 @@ def preprocess(
         Path and beginning of the names of what is written.
     tokenizer_type
         CodeGenTokenizer is phi-1's; it and GPT2BPETokenizer take GPT-2's --vocab-file and
-        --merge-file. HuggingFaceTokenizer takes --tokenizer-model.
+        --merge-file. HuggingFaceTokenizer and SentencePieceTokenizer take --tokenizer-model.
     json_keys
         Fields to tokenize, each into a data set of its own.
     vocab_file
@@ -60,23 +77,38 @@ def preprocess(
     merge_file
         merges.txt of a byte-level BPE.
     tokenizer_model
-        A folder that holds tokenizer.json, or that file.
+        A folder that holds tokenizer.json, or the file; a SentencePiece .model.
     append_eod
         End every document with the end-of-document token. Pre-training needs it.
+    split_sentences
+        Make each sentence a sequence of its own (NLTK's Punkt; trained on the input where it is
+        not installed). Blocks of code stay whole. The names then end in _sentence.
+    keep_newlines
+        Keep the line ends between sentences.
+    lang
+        Language of the Punkt model.
     workers
-        Processes that encode; all usable cores where not given. The output does not depend on it.
+        Processes that encode; by default one a usable core. Under MPI the ranks encode instead.
     partitions
-        Taken for Megatron-LM's sake: any number of files is read by any number of workers here.
+        Taken for Megatron-LM's sake: the input is cut by size, and the order of documents is
+        always that of the input.
+    keep_sequential_samples
+        Taken for Megatron-LM's sake: the order is always kept.
     log_interval
-        Documents between two progress lines where the output is not a terminal.
+        Documents between two lines where output is not a terminal.
     literal_eod
         What a literal <|endoftext|> inside a text becomes: "eod", the end-of-document id, as in
         Megatron-LM; or "text", ordinary characters.
+    engine
+        What encodes: auto takes the quickest that knows the tokenizer; huggingface is the
+        reference, with which a sample is compared in every run.
+    max_line_bytes
+        Longer lines are set aside unread.
     strict
         Stop at the first bad row.
     """
-    from rich.console import Console
-
+    # Libraries' own threads would only get in the workers' way, and one thread can be forked.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from phi1_megatron.commands.interruption import terminating_as_interrupt
     from phi1_megatron.data import preprocess as work
 
@@ -84,28 +116,33 @@ def preprocess(
         raise UsageError(
             f"--partitions {partitions} and --log-interval {log_interval} must be 1 or more."
         )
-    console = Console(stderr=True)
+    definition = choose_tokenizer(tokenizer_type, vocab_file, merge_file, tokenizer_model)
     options = work.PreprocessOptions(
         inputs=tuple(input),
         output_prefix=output_prefix,
-        tokenizer=choose_tokenizer(tokenizer_type, vocab_file, merge_file, tokenizer_model),
+        tokenizer=replace(definition, literal_eod=literal_eod),
         append_eod=append_eod,
         json_keys=json_keys,
         workers=workers,
         strict=strict,
-        literal_eod=literal_eod,
+        engine=engine,
+        max_line_bytes=max_line_bytes,
+        splitter=choose_splitter(input, json_keys, lang, keep_newlines)
+        if split_sentences
+        else None,
     )
     with terminating_as_interrupt():
-        report = run_with_progress(options, console, log_interval)
-    show_report(report, Console())
+        report = run_with_progress(options, log_interval)
+    if report is not None:
+        show_report(report)
 
 
 def choose_tokenizer(
-    tokenizer_type: str,
+    tokenizer_type: TokenizerType,
     vocab_file: Path | None,
     merge_file: Path | None,
     tokenizer_model: Path | None,
-) -> Tokenizer:
+) -> TokenizerDefinition:
     """The tokenizer that the flags name.
 
     Raises
@@ -115,42 +152,88 @@ def choose_tokenizer(
     DataError
         A file is missing or is not what it should be.
     """
-    from phi1_megatron.data.tokenizer import Tokenizer, codegen_tokenizer, gpt2_tokenizer
+    from phi1_megatron.data import definition
 
-    if tokenizer_type == "HuggingFaceTokenizer":
+    if tokenizer_type in ("HuggingFaceTokenizer", "SentencePieceTokenizer"):
         if tokenizer_model is None:
-            raise UsageError(
-                "HuggingFaceTokenizer needs --tokenizer-model, a folder that holds tokenizer.json."
+            what = (
+                "a folder that holds tokenizer.json"
+                if tokenizer_type == "HuggingFaceTokenizer"
+                else "a SentencePiece .model"
             )
-        return Tokenizer.load(tokenizer_model)
+            raise UsageError(f"{tokenizer_type} needs --tokenizer-model, {what}.")
+        if tokenizer_type == "HuggingFaceTokenizer":
+            return definition.load_definition(tokenizer_model)
+        from phi1_megatron.data.sentencepiece_model import sentencepiece_definition
+
+        return sentencepiece_definition(tokenizer_model)
     if vocab_file is None or merge_file is None:
         absent = "--vocab-file" if vocab_file is None else "--merge-file"
         raise UsageError(f"{tokenizer_type} needs {absent}: GPT-2's vocab.json and merges.txt.")
-    build = codegen_tokenizer if tokenizer_type == "CodeGenTokenizer" else gpt2_tokenizer
-    return build(vocab_file, merge_file)
+    if tokenizer_type == "CodeGenTokenizer":
+        return definition.codegen_definition(vocab_file, merge_file)
+    return definition.gpt2_definition(vocab_file, merge_file)
+
+
+def choose_splitter(
+    inputs: list[str], json_keys: tuple[str, ...], lang: str, keep_newlines: bool
+) -> SentenceSplitter:
+    """NLTK's Punkt for a language: as installed, or trained on the beginning of the input.
+
+    Raises
+    ------
+    DataError
+        NLTK is missing, or there is nothing to train on.
+    UsageError
+        It must be trained, and the input is standard input.
+    """
+    from phi1_megatron.data.documents import RowReader
+    from phi1_megatron.data.inputs import STDIN
+    from phi1_megatron.data.sentences import SentenceSplitter, installed_punkt, train_punkt
+
+    params = installed_punkt(lang)
+    if params is None:
+        if STDIN in inputs:
+            raise UsageError(
+                f"NLTK's Punkt for {lang} is not installed and cannot be trained on standard "
+                "input, which is read once; give a file, or install punkt_tab."
+            )
+        params = train_punkt(text for row in RowReader(inputs, json_keys) for text in row.texts)
+    return SentenceSplitter(params, keep_newlines, whole_code=True)
 
 
 def run_with_progress(
-    options: object, console: Console, log_interval: int = 1000
-) -> PreprocessReport:
-    """Preprocess under a progress bar (plain lines where ``console`` is no terminal)."""
-    from phi1_megatron.commands.progress import progress_bar
-    from phi1_megatron.data.preprocess import PreprocessOptions, preprocess
+    options: PreprocessOptions, log_interval: int = 1000
+) -> PreprocessReport | None:
+    """Preprocess under a progress bar (plain lines where standard error is no terminal)."""
+    from phi1_megatron.data.preprocess import preprocess
 
-    assert isinstance(options, PreprocessOptions)
-    started, next_line = time.monotonic(), log_interval
-    with progress_bar(console, "Tokenizing", plain_seconds=0.0) as show:
+    with ExitStack() as stack:
+        show: Show | None = None
+        started, next_line = time.monotonic(), log_interval
+        plain = not sys.stderr.isatty()
 
         def on_progress(done: int, total: int, documents: int, tokens: int) -> None:
-            nonlocal next_line
-            if not console.is_terminal:
+            nonlocal show, next_line
+            if plain:
                 if documents < next_line:
                     return
                 next_line = documents + log_interval
             seconds = max(time.monotonic() - started, 1e-9)
             beside = f"{done / 1e6 / seconds:.1f} MB/s {short(tokens / seconds)} tokens/s"
-            if not console.is_terminal:
-                beside = f"{documents:,} documents  {short(tokens)} tokens  {beside}"
+            if plain:
+                share = f"{done / total:4.0%}  " if total else ""
+                print(
+                    f"Tokenizing: {share}{documents:,} documents  {short(tokens)} tokens  {beside}",
+                    file=sys.stderr,
+                )
+                return
+            if show is None:  # not before the workers are forked: the bar is a thread
+                from rich.console import Console
+
+                from phi1_megatron.commands.progress import progress_bar
+
+                show = stack.enter_context(progress_bar(Console(stderr=True), "Tokenizing"))
             show(done, total, beside)
 
         return preprocess(options, on_progress)
@@ -164,11 +247,19 @@ def short(number: float) -> str:
     return f"{number:.0f}"
 
 
-def show_report(report: PreprocessReport, console: Console) -> None:
+def show_report(report: PreprocessReport) -> None:
     """Print what was written, and what deserves a second look, in at most 80 columns."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console()
     for prefix, dataset in zip(report.prefixes, report.datasets, strict=True):
         _show_dataset(prefix, dataset, console)
     first = report.datasets[0]
+    if report.resumed_shards:
+        console.print(
+            f"[green]Resumed:[/] {report.resumed_shards:,} finished shards were there and used."
+        )
     if first.bad_rows:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in first.bad_rows.items())
         console.print(
@@ -189,15 +280,21 @@ def show_report(report: PreprocessReport, console: Console) -> None:
 
 
 def _show_dataset(prefix: Path, dataset: DatasetReport, console: Console) -> None:
+    from rich.markup import escape
+
     seconds = max(dataset.seconds, 1e-9)
     speed = f"{dataset.text_bytes / 1e6 / seconds:.1f} MB/s, {short(dataset.tokens / seconds)}"
+    checked = f"{dataset.checked_documents:,} documents compared with Hugging Face"
     console.print(f"[bold]{escape(str(prefix))}[/].bin, .idx, .report.json", soft_wrap=True)
     facts = {
         "documents": f"{dataset.documents:,} ({dataset.text_bytes / 1e6:,.1f} MB of text)",
         "tokens": f"{dataset.tokens:,} as {dataset.dtype}",
         "tokenizer": f"{dataset.tokenizer.name}, vocabulary {dataset.tokenizer.vocab_size:,}",
+        "engine": f"{dataset.engine}, {checked}",
         "entropy": f"{dataset.unigram_entropy_nats:.3f} nats per token (unigram)",
         "time": f"{dataset.seconds:,.1f} s, {speed} tokens/s, {dataset.workers} workers",
     }
+    if dataset.split_sentences:
+        facts["tokens"] += f", {dataset.sequences:,} sentences"
     for name, value in facts.items():
         console.print(f"  {name:<10} {value}", highlight=False)

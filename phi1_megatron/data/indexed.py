@@ -245,7 +245,14 @@ class IndexedDatasetWriter(AbstractContextManager["IndexedDatasetWriter"]):
         if self._finished:
             return
         with _one_sentence(self.prefix):
-            self._write_index()
+            files = self._files
+            write_index(
+                files["idx"],
+                self.dtype,
+                (self.num_sequences, self.num_documents),
+                files["lengths"],
+                files["documents"],
+            )
             for part in ("bin", "idx"):
                 self._files[part].flush()
                 os.fsync(self._files[part].fileno())
@@ -310,23 +317,41 @@ class IndexedDatasetWriter(AbstractContextManager["IndexedDatasetWriter"]):
                 f"{limits.max}); write {self.prefix} with a larger dtype."
             )
 
-    def _write_index(self) -> None:
-        out, lengths, documents = (self._files[part] for part in ("idx", "lengths", "documents"))
-        code = next(code for code, dtype in DTYPE_CODES.items() if dtype == self.dtype)
-        out.write(_HEADER.pack(_MAGIC, _VERSION, code, self.num_sequences, self.num_documents + 1))
-        lengths.seek(0)
-        shutil.copyfileobj(lengths, out)
-        lengths.seek(0)
-        pointer, itemsize = 0, self.dtype.itemsize
-        while block := lengths.read(4 * _CHUNK):
-            ends = pointer + np.cumsum(np.frombuffer(block, "<i4"), dtype="<i8") * itemsize
-            out.write(np.concatenate(([pointer], ends[:-1])).astype("<i8").tobytes())
-            pointer = int(ends[-1])
-        documents.seek(0)
-        shutil.copyfileobj(documents, out)
-
     def _partial(self, part: str) -> Path:
         return _with(self.prefix, f".{part}.{os.getpid()}.partial")
+
+
+def write_index(
+    out: BinaryIO,
+    dtype: np.dtype[Any],
+    counts: tuple[int, int],
+    lengths: BinaryIO,
+    marks: BinaryIO,
+) -> None:
+    """Write an .idx from what was streamed while the .bin grew.
+
+    Parameters
+    ----------
+    counts
+        Sequences, documents.
+    lengths
+        int32, tokens of each sequence.
+    marks
+        int64, 0 and then for each document the sequences up to its end.
+    """
+    num_sequences, num_documents = counts
+    code = next(code for code, known in DTYPE_CODES.items() if known == dtype)
+    out.write(_HEADER.pack(_MAGIC, _VERSION, code, num_sequences, num_documents + 1))
+    lengths.seek(0)
+    shutil.copyfileobj(lengths, out)
+    lengths.seek(0)
+    pointer = 0
+    while block := lengths.read(4 * _CHUNK):
+        ends = pointer + np.cumsum(np.frombuffer(block, "<i4"), dtype="<i8") * dtype.itemsize
+        out.write(np.concatenate(([pointer], ends[:-1])).astype("<i8").tobytes())
+        pointer = int(ends[-1])
+    marks.seek(0)
+    shutil.copyfileobj(marks, out)
 
 
 def merge(

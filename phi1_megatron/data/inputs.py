@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+import numpy as np
+
 from phi1_megatron.errors import DataError
 
 STDIN = "-"
@@ -79,6 +81,7 @@ class Lines(NamedTuple):
 
     data: bytes
     first: int  # number of its first line, counted from 1
+    end: int  # number of the line after its last
 
 
 class TooLong(NamedTuple):
@@ -137,13 +140,13 @@ def blocks_of_lines(
         else:
             data, carried = carried + read[:cut], read[cut:]
         if data:
-            yield Lines(data, line)
-            line += data.count(b"\n")
+            first, line = line, line + _newlines(data)
+            yield Lines(data, first, line)
     if skipped:
         yield TooLong(line, skipped)
         line += 1
     elif carried:
-        yield Lines(carried, line)
+        yield Lines(carried, line, line + 1)
         line += 1
     if damage is not None:
         yield damage._replace(number=line)
@@ -151,6 +154,11 @@ def blocks_of_lines(
 
 class DamageError(Exception):
     """Compressed data that stops making sense."""
+
+
+def _newlines(data: bytes) -> int:
+    """``data.count`` of a newline, several times as fast."""
+    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
 
 
 def decompressed(raw: BinaryIO, name: str) -> Readable:
@@ -179,7 +187,10 @@ class _Decompressed:
 
     def __init__(self, read1: Callable[[int], bytes], *damage: type[Exception]) -> None:
         self._read1 = read1
-        self._damage = (EOFError, OSError, zlib.error, lzma.LZMAError, *damage)
+        self._damage: tuple[type[Exception], ...] = (
+            *(EOFError, OSError, zlib.error, lzma.LZMAError),
+            *damage,
+        )
         self._error: Exception | None = None
 
     def read(self, size: int = -1, /) -> bytes:

@@ -14,10 +14,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from phi1_megatron.errors import DataError
+from phi1_megatron.errors import DataError, Phi1Error
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,36 +28,40 @@ _AHEAD = 4
 
 
 class WorkerPool(AbstractContextManager["WorkerPool[Result]"], Generic[Result]):
-    """``workers`` processes that each call ``job`` on one payload at a time.
+    """``workers`` processes that each call ``job`` on one item at a time.
 
-    Processes are spawned, not forked: a fork of a process whose libraries run threads can hang.
-    ``job`` must therefore survive pickling.
+    Where this process runs a single thread, workers are forked from it and find the job as it is,
+    opened and warm; a fork of a process with more threads can hang, so there they are spawned, and
+    ``job`` must survive pickling.
     """
 
     def __init__(self, job: Callable[[Any], Result], workers: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("fork" if runs_one_thread() else "spawn")
         self._workers: dict[Connection[Any, Any], _Worker] = {}
         for number in range(1, workers + 1):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, job), daemon=True)
+            # A forked worker inherits our ends of the earlier pipes; it must let go of them, or
+            # none would ever see its pipe end.
+            inherited = [*self._workers, ours]
+            args = (theirs, job, inherited if context.get_start_method() == "fork" else [])
+            process = context.Process(target=_serve, args=args, daemon=True)
             process.start()
             theirs.close()
             self._workers[ours] = _Worker(f"worker {number} of {workers}", process, ours)
 
     def map(
-        self,
-        items: Iterable[Item],
-        payload: Callable[[Item], Any],
-        place: Callable[[Item], str],
+        self, items: Iterable[Item], place: Callable[[Item], str]
     ) -> Iterator[tuple[Item, Result]]:
-        """``(item, job(payload(item)))`` in the order of ``items``, which is read only as needed.
+        """``(item, job(item))`` in the order of ``items``, which is read only as needed.
 
         Raises
         ------
+        Phi1Error
+            The job raised one: the first in the order of the items.
         DataError
             A worker died; says which, how, and on what (``place``).
         RuntimeError
-            The job raised; carries the worker's traceback.
+            The job raised something else; carries the worker's traceback.
         """
         source = iter(items)
         pending: deque[_Slot] = deque()
@@ -71,12 +76,19 @@ class WorkerPool(AbstractContextManager["WorkerPool[Result]"], Generic[Result]):
                     continue
                 slot = _Slot(item, place(item))
                 pending.append(slot)
-                idle.popleft().send(slot, payload(item))
+                idle.popleft().send(slot)
             elif pending and pending[0].finished:
                 done = pending.popleft()
+                if isinstance(done.result, Phi1Error):
+                    raise done.result
                 yield done.item, done.result
             elif pending:
-                idle.extend(self._collect())
+                for worker in self._collect():
+                    idle.append(worker)
+                    # Nothing after a failure will be wanted, only what comes before it.
+                    exhausted = exhausted or any(
+                        isinstance(slot.result, Phi1Error) for slot in pending
+                    )
             else:
                 return
 
@@ -103,6 +115,12 @@ class WorkerPool(AbstractContextManager["WorkerPool[Result]"], Generic[Result]):
             worker.process.close()
 
 
+def runs_one_thread() -> bool:
+    """Whether this process has no thread but this one, in any library."""
+    tasks = Path("/proc/self/task")
+    return tasks.is_dir() and len(list(tasks.iterdir())) == 1
+
+
 class _Slot:
     """One item on its way, and its result when it is back."""
 
@@ -120,10 +138,10 @@ class _Worker:
         self.connection = connection
         self._slot: _Slot | None = None
 
-    def send(self, slot: _Slot, payload: Any) -> None:
+    def send(self, slot: _Slot) -> None:
         self._slot = slot
         try:
-            self.connection.send(payload)
+            self.connection.send(slot.item)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._death() from error
 
@@ -148,24 +166,30 @@ class _Worker:
             if -code == signal.SIGKILL:
                 advice = "; out of memory is the usual cause: try fewer --workers"
         on = f" while it encoded {self._slot.place}" if self._slot else " while it waited for work"
-        return DataError(
-            f"preprocessing {self.name} (process {self.process.pid}) {how}{on}{advice}; "
-            "nothing was written."
-        )
+        return DataError(f"preprocessing {self.name} (process {self.process.pid}) {how}{on}{advice}.")
 
 
-def _serve(connection: Connection[Any, Any], job: Callable[[Any], Any]) -> None:
+def _serve(
+    connection: Connection[Any, Any],
+    job: Callable[[Any], Any],
+    inherited: list[Connection[Any, Any]],
+) -> None:
     """A worker's life: answer until the parent goes away."""
+    for other in inherited:
+        other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork inherits the parent's handler
     # This process is one of the threads; the tokenizer library must not start more.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     while True:
         try:
-            payload = connection.recv()
+            item = connection.recv()
         except (EOFError, ConnectionResetError):
             return
         try:
-            answer: tuple[str | None, Any] = (None, job(payload))
+            answer: tuple[str | None, Any] = (None, job(item))
+        except Phi1Error as error:
+            answer = (None, error)
         except Exception:  # noqa: BLE001 - the parent is told, with the traceback
             answer = (traceback.format_exc(), None)
         try:
