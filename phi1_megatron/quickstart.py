@@ -29,7 +29,7 @@ from phi1_megatron.config.schema import RunConfig
 from phi1_megatron.data.corpus import write_standard_library_corpus
 from phi1_megatron.data.definition import load_definition
 from phi1_megatron.data.documents import iterate_documents
-from phi1_megatron.data.preprocess import PreprocessOptions
+from phi1_megatron.data.preprocess import PreprocessOptions, preprocess
 from phi1_megatron.data.report import read_report
 from phi1_megatron.data.tokenizer import Tokenizer, train_bpe
 from phi1_megatron.errors import DataError, UsageError
@@ -185,9 +185,7 @@ def _preprocess(quick: Quickstart) -> None:
             tokenizer=load_definition(quick.tokenizer),
             append_eod=True,
         )
-        done = run_with_progress(options)
-        assert done is not None  # only MPI ranks have no report
-        report = done.datasets[0]
+        report = run_with_progress(lambda show: preprocess(options, show)).datasets[0]
     quick.console.print(
         f"{report.tokens:,} tokens in {quick.data}.bin and .idx\n"
         f"unigram entropy {report.unigram_entropy_nats:.3f} nats a token: what knowing only how "

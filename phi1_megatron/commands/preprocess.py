@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 
 from cyclopts import Parameter
 
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 
     from phi1_megatron.commands.progress import Show
     from phi1_megatron.data.definition import TokenizerDefinition
-    from phi1_megatron.data.preprocess import PreprocessOptions, PreprocessReport
+    from phi1_megatron.data.preprocess import PreprocessReport
     from phi1_megatron.data.report import DatasetReport
     from phi1_megatron.data.sentences import SentenceSplitter
 
 TokenizerType: TypeAlias = Literal[
     "CodeGenTokenizer", "GPT2BPETokenizer", "HuggingFaceTokenizer", "SentencePieceTokenizer"
 ]
+
+Report = TypeVar("Report", bound="PreprocessReport | None")
 
 Several = Parameter(consume_multiple=True, negative="")
 Flag = Parameter(negative="")
@@ -110,14 +113,16 @@ def preprocess(
     # Libraries' own threads would only get in the workers' way, and one thread can be forked.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from phi1_megatron.commands.interruption import terminating_as_interrupt
-    from phi1_megatron.data import preprocess as work
+    from phi1_megatron.data.mpi_pool import launched_tasks
+    from phi1_megatron.data.preprocess import PreprocessOptions, preprocess_over_ranks
+    from phi1_megatron.data.preprocess import preprocess as preprocess_here
 
     if partitions < 1 or log_interval < 1:
         raise UsageError(
             f"--partitions {partitions} and --log-interval {log_interval} must be 1 or more."
         )
     definition = choose_tokenizer(tokenizer_type, vocab_file, merge_file, tokenizer_model)
-    options = work.PreprocessOptions(
+    options = PreprocessOptions(
         inputs=tuple(input),
         output_prefix=output_prefix,
         tokenizer=replace(definition, literal_eod=literal_eod),
@@ -131,9 +136,11 @@ def preprocess(
         if split_sentences
         else None,
     )
+    over_ranks = launched_tasks()[0] > 1
+    work = preprocess_over_ranks if over_ranks else preprocess_here
     with terminating_as_interrupt():
-        report = run_with_progress(options, log_interval)
-    if report is not None:
+        report = run_with_progress(lambda show: work(options, show), log_interval)
+    if report is not None:  # an MPI rank that only encoded has nothing to say
         show_report(report)
 
 
@@ -203,11 +210,12 @@ def choose_splitter(
 
 
 def run_with_progress(
-    options: PreprocessOptions, log_interval: int = 1000
-) -> PreprocessReport | None:
-    """Preprocess under a progress bar (plain lines where standard error is no terminal)."""
-    from phi1_megatron.data.preprocess import preprocess
+    work: Callable[[Callable[[int, int, int, int], None]], Report], log_interval: int = 1000
+) -> Report:
+    """Preprocess under a progress bar (plain lines where standard error is no terminal).
 
+    ``work`` is given what to call with (bytes done, bytes in all, documents, tokens).
+    """
     with ExitStack() as stack:
         show: Show | None = None
         started, next_line = time.monotonic(), log_interval
@@ -236,7 +244,7 @@ def run_with_progress(
                 show = stack.enter_context(progress_bar(Console(stderr=True), "Tokenizing"))
             show(done, total, beside)
 
-        return preprocess(options, on_progress)
+        return work(on_progress)
 
 
 def short(number: float) -> str:

@@ -73,7 +73,9 @@ def find_inputs(inputs: Iterable[str | Path]) -> list[str]:
 class Readable(Protocol):
     """All that is asked of an open file, or of what reads through one."""
 
-    def read(self, size: int = -1, /) -> bytes: ...
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to ``size`` bytes; none at the end."""
+        ...
 
 
 class Lines(NamedTuple):
@@ -108,6 +110,7 @@ def blocks_of_lines(
 
     ``at_start``: the stream begins where a file does, so a byte-order mark is passed over.
     """
+    block_bytes = min(block_bytes, max_line_bytes)  # so that no block hides a longer line
     line, carried, skipped = 1, b"", 0
     damage: Damaged | None = None
     while True:
@@ -252,4 +255,3 @@ def _optional(module: str, name: str) -> ModuleType:
 def reading_failed(name: str, error: OSError) -> DataError:
     """The one sentence for an input that cannot be read."""
     return DataError(f"{name} could not be read: {error.strerror or error}.")
-

@@ -133,16 +133,12 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def input_hashes(
-    files: Sequence[str], digests: Sequence[tuple[str, str]]
-) -> dict[str, str]:
+def input_hashes(files: Sequence[str], digests: Sequence[tuple[str, str]]) -> dict[str, str]:
     """One XXH3-128 for each input: its only stretch's, or that of its stretches' digests joined.
 
     ``digests`` are (input, digest of a stretch) in order.
     """
-    gathered: dict[str, list[str]] = {
-        "<stdin>" if name == STDIN else name: [] for name in files
-    }
+    gathered: dict[str, list[str]] = {"<stdin>" if name == STDIN else name: [] for name in files}
     for name, digest in digests:
         gathered[name].append(digest)
     return {

@@ -70,9 +70,7 @@ def mpi_map(environ: Mapping[str, str] = os.environ) -> Iterator[tuple[Map, int]
             yield None
             return
 
-        def ordered(
-            items: Iterable[Any], job: Callable[[Any], Any]
-        ) -> Iterator[tuple[Any, Any]]:
+        def ordered(items: Iterable[Any], job: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
             pending: deque[tuple[Any, Any]] = deque()
             for item in items:
                 pending.append((item, executor.submit(job, item)))

@@ -30,7 +30,7 @@ import numpy as np
 
 from phi1_megatron.data import manifest as manifests
 from phi1_megatron.data.assembly import Assembly, Renames, publish, unfinished_renames
-from phi1_megatron.data.definition import LiteralEod, TokenizerDefinition
+from phi1_megatron.data.definition import TokenizerDefinition
 from phi1_megatron.data.documents import BadRows
 from phi1_megatron.data.engine import EngineChoice
 from phi1_megatron.data.indexed import best_dtype
@@ -90,6 +90,8 @@ class PreprocessOptions:
         Which library encodes; see ``data.engine``.
     max_line_bytes
         Longer lines are set aside unread.
+    shard_bytes
+        Input that a worker takes at a time; None chooses by the size of the inputs.
     """
 
     inputs: tuple[str, ...]
@@ -102,6 +104,7 @@ class PreprocessOptions:
     splitter: SentenceSplitter | None = None
     engine: EngineChoice = "auto"
     max_line_bytes: int = MAX_LINE_BYTES
+    shard_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -135,8 +138,8 @@ class PreprocessReport:
 
 def preprocess(
     options: PreprocessOptions, on_progress: OnProgress | None = None
-) -> PreprocessReport | None:
-    """Tokenize the inputs into indexed data sets; None on an MPI rank that only encoded.
+) -> PreprocessReport:
+    """Tokenize the inputs into indexed data sets, with processes of this machine.
 
     Raises
     ------
@@ -144,21 +147,31 @@ def preprocess(
         An input cannot be read or changed since the run was begun, nothing usable is in it, a
         worker died, the output cannot be written, a sampled document's ids are not the
         reference's, or a row is bad and ``strict`` asks to stop there.
-    LaunchError
-        Several copies of this command were started that do not find each other.
     UsageError
         An option makes no sense.
     """
-    tasks, _ = launched_tasks()
-    if tasks == 1:
-        return _Run(options, on_progress).result(_local_map(options))
+    return _Run(options, on_progress).result(_local_map(options))
+
+
+def preprocess_over_ranks(
+    options: PreprocessOptions, on_progress: OnProgress | None = None
+) -> PreprocessReport | None:
+    """The same over the MPI ranks that this command was started as; None on all but rank 0.
+
+    Raises
+    ------
+    LaunchError
+        The copies of this command that were started do not find each other.
+    DataError, UsageError
+        As :func:`preprocess`, on rank 0.
+    """
     with mpi_map() as ranks:
         if ranks is None:
             return None
         mapped, workers = ranks
 
         @contextmanager
-        def over_ranks(encoder: ShardEncoder, items: int) -> Iterator[_Mapped]:
+        def over_ranks(encoder: ShardEncoder, most: int) -> Iterator[_Mapped]:
             job = _RankJob.prepare(encoder)
             yield (lambda todo: mapped(todo, job)), workers
 
@@ -203,7 +216,7 @@ class _RankJob:
 
 @functools.lru_cache(maxsize=1)
 def _rank_encoder(job: _RankJob) -> ShardEncoder:
-    encoder = pickle.loads(job.path.read_bytes())  # noqa: S301 - this run wrote it
+    encoder = pickle.loads(job.path.read_bytes())
     assert isinstance(encoder, ShardEncoder)
     return encoder
 
@@ -249,7 +262,9 @@ class _Run:
         ranks = launched_tasks()[0] - 1
         workers = ranks or options.workers or len(os.sched_getaffinity(0))
         try:
-            asked.plan = plan(self.sizes, self.files, options.json_keys, workers)
+            asked.plan = plan(
+                self.sizes, self.files, options.json_keys, workers, options.shard_bytes
+            )
         except DataError:
             manifests.remove(self.folder)
             raise
@@ -439,4 +454,3 @@ def _place(shard: Shard) -> str:
         end = first.first_group + first.groups
         return f"{first.source} row groups {first.first_group:,} to {end - 1:,}"
     return f"{first.source} bytes {first.start:,} to {first.end:,}"
-

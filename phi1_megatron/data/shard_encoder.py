@@ -7,13 +7,13 @@ sequence) and ``.sequences`` (int32, sequences of each document); then its recor
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,26 +21,18 @@ import numpy.typing as npt
 import xxhash
 
 from phi1_megatron.data.definition import TokenizerDefinition
-from phi1_megatron.data.documents import PARQUET_ROWS, why_unread
 from phi1_megatron.data.engine import Encoded, Engine, EngineChoice, open_engine
 from phi1_megatron.data.indexed import best_dtype
-from phi1_megatron.data.inputs import (
-    PARQUET_SUFFIX,
-    DamageError,
-    Lines,
-    Readable,
-    blocks_of_lines,
-    decompressed,
-    open_parquet,
-    reading_failed,
-)
+from phi1_megatron.data.inputs import reading_failed
 from phi1_megatron.data.report import file_hash
 from phi1_megatron.data.rows import Bad, RowParser
-from phi1_megatron.data.sentences import SentenceSplitter
+from phi1_megatron.data.shard_reader import StretchReader, batches
 from phi1_megatron.data.shards import HashingReader, Shard, Stretch, hash_stretch
 from phi1_megatron.errors import DataError
 
-_ENCODE_CHARACTERS = 1 << 20
+if TYPE_CHECKING:
+    from phi1_megatron.data.sentences import SentenceSplitter
+
 _SAMPLE_CHARACTERS = 2048
 
 
@@ -117,11 +109,13 @@ class ShardEncoder:
         """Open the engine now, so that a process forked from this one finds it open."""
         if self._engine is None:
             self._engine = open_engine(self.options.definition, self.options.engine)
+            give_back_memory()
         return self._engine
 
     def close(self) -> None:
         """Let go of the engine and its memory."""
         self._engine = None
+        give_back_memory()
 
     def __call__(self, shard: Shard) -> ShardRecord:
         """The record of a shard whose parts are on disk; one that was done before is not redone.
@@ -140,6 +134,7 @@ class ShardEncoder:
             with _Parts(self.options, shard.number) as parts:
                 record = self._encode(shard, engine, parts)
             write_record(self.options.folder, record)
+            give_back_memory()
         except OSError as error:
             raise DataError(
                 f"{record_path(self.options.folder, shard.number)} could not be written: "
@@ -189,9 +184,9 @@ class ShardEncoder:
         stretches: list[StretchRecord] = []
         sample: Sample | None = None
         for number, stretch in enumerate(shard.stretches):
-            reader = _StretchReader(stretch, self._parser, options.max_line_bytes)
+            reader = StretchReader(stretch, self._parser, options.max_line_bytes)
             try:
-                for columns in _batches(reader):
+                for columns in batches(reader):
                     encoded = [self._encode_texts(engine, texts) for texts in columns]
                     parts.add(encoded, columns)
                     if sample is None:
@@ -255,9 +250,7 @@ def _as_sequences(encoded: Encoded, counts: npt.NDArray[np.int64], end: int | No
     return Part(ids, lengths.astype(np.int32), counts.astype(np.int32))
 
 
-def _with_ends(
-    ids: npt.NDArray[Any], ends: npt.NDArray[np.int64], end: int
-) -> npt.NDArray[Any]:
+def _with_ends(ids: npt.NDArray[Any], ends: npt.NDArray[np.int64], end: int) -> npt.NDArray[Any]:
     """``ids`` with ``end`` put in so that each of ``ends`` is one past an inserted id."""
     out = np.empty(ids.size + ends.size, ids.dtype)
     if ids.size < 64 * ends.size:
@@ -273,96 +266,6 @@ def _with_ends(
         out[stop - 1] = end
         start = stop
     return out
-
-
-class _StretchReader:
-    """Streams the texts of one stretch by key, and keeps account of what it passed over."""
-
-    def __init__(self, stretch: Stretch, parser: RowParser, max_line_bytes: int) -> None:
-        self._stretch, self._parser, self._max_line_bytes = stretch, parser, max_line_bytes
-        self.bad: list[tuple[int, Bad]] = []
-        self.lines = 0
-        self.digest = ""
-
-    def __iter__(self) -> Iterator[tuple[list[str], ...]]:
-        stretch = self._stretch
-        with stretch.file.open("rb") as raw:
-            hashing = HashingReader(raw, stretch.start, stretch.end)
-            if stretch.source.endswith(PARQUET_SUFFIX) and not stretch.path:
-                yield from self._row_groups()
-            elif stretch.path:
-                yield from self._lines(_Torn(hashing, stretch.damage))
-            else:
-                yield from self._lines(decompressed(hashing, stretch.source))  # type: ignore[arg-type]
-            self.digest = hashing.digest()
-
-    def _lines(self, stream: Readable) -> Iterator[tuple[list[str], ...]]:
-        stretch = self._stretch
-        at_start = stretch.start == 0
-        for block in blocks_of_lines(stream, self._max_line_bytes, at_start=at_start):
-            if not isinstance(block, Lines):
-                self.bad.append((block.number, why_unread(block)))
-                self.lines = block.number
-                continue
-            self.lines = block.end - 1
-            yield self._parser.lines(block.data) or self._one_by_one(block)
-
-    def _one_by_one(self, block: Lines) -> tuple[list[str], ...]:
-        columns: tuple[list[str], ...] = tuple([] for _ in self._parser.json_keys)
-        for number, line in enumerate(block.data.split(b"\n"), block.first):
-            self._take(self._parser.line(line), number, columns)
-        return columns
-
-    def _row_groups(self) -> Iterator[tuple[list[str], ...]]:
-        stretch, keys = self._stretch, self._parser.json_keys
-        groups = list(range(stretch.first_group, stretch.first_group + stretch.groups))
-        with open_parquet(stretch.source) as file:
-            for batch in file.iter_batches(PARQUET_ROWS, row_groups=groups, columns=list(keys)):
-                columns: tuple[list[str], ...] = tuple([] for _ in keys)
-                for cells in zip(*(batch.column(key) for key in keys), strict=True):
-                    self.lines += 1
-                    self._take(self._parser.cells(cells), self.lines, columns)
-                yield columns
-
-    def _take(
-        self, outcome: tuple[str, ...] | Bad | None, number: int, columns: Sequence[list[str]]
-    ) -> None:
-        if isinstance(outcome, Bad):
-            self.bad.append((number, outcome))
-        elif outcome is not None:
-            for column, text in zip(columns, outcome, strict=True):
-                column.append(text)
-
-
-class _Torn:
-    """A stream that ends in damage, if there was any."""
-
-    def __init__(self, stream: Readable, damage: str) -> None:
-        self._stream, self._damage = stream, damage
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._stream.read(size)
-        if not data and self._damage:
-            raise DamageError(self._damage)
-        return data
-
-
-def _batches(blocks: Iterator[tuple[list[str], ...]] | _StretchReader) -> Iterator[
-    tuple[list[str], ...]
-]:
-    """Blocks cut where documents are so large that encoding them together would take memory."""
-    for columns in blocks:
-        total = sum(map(len, columns[0]))
-        if total <= _ENCODE_CHARACTERS:
-            if columns[0]:
-                yield columns
-            continue
-        first = size = 0
-        for i, text in enumerate(columns[0]):
-            size += len(text)
-            if size >= _ENCODE_CHARACTERS or i + 1 == len(columns[0]):
-                yield tuple(column[first : i + 1] for column in columns)
-                first, size = i + 1, 0
 
 
 class _Parts:
@@ -451,6 +354,14 @@ class _KeyTally:
         expected = int(np.count_nonzero(part.sequences)) if append_eod else 0
         if int(np.count_nonzero(ids == definition.eod_id)) > expected:
             self.literal_eods += sum(definition.eod_token in text for text in texts)
+
+
+def give_back_memory() -> None:
+    """Return to the system what the C library keeps of freed memory; a third of what loading a
+    tokenizer takes, and what a single huge document took."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim is not None:
+        trim(0)
 
 
 def part_paths(folder: Path, number: int, key: int) -> dict[str, Path]:

@@ -11,6 +11,7 @@ the plan it was started with, and what is written does not depend on it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -76,9 +77,13 @@ class Planned(msgspec.Struct, frozen=True, array_like=True):
 
 
 def plan(
-    sizes: dict[str, int], files: Sequence[str], json_keys: Sequence[str], workers: int
+    sizes: dict[str, int],
+    files: Sequence[str],
+    json_keys: Sequence[str],
+    workers: int,
+    shard_bytes: int | None = None,
 ) -> tuple[Planned, ...]:
-    """Cut ``files``, whose ``sizes`` are in bytes.
+    """Cut ``files``, whose ``sizes`` are in bytes, into shards of about ``shard_bytes``.
 
     Raises
     ------
@@ -86,7 +91,7 @@ def plan(
         A file cannot be read, or a parquet file lacks a column.
     """
     total = sum(sizes[name] for name in files)
-    target = min(max(total // (_SHARDS_A_WORKER * workers), _SMALLEST), _LARGEST)
+    target = shard_bytes or min(max(total // (_SHARDS_A_WORKER * workers), _SMALLEST), _LARGEST)
     planned: list[Planned] = []
     together: list[Stretch] = []
     for name in files:
@@ -183,9 +188,7 @@ def _length(stretch: Stretch) -> int:
     return stretch.end - stretch.start
 
 
-def _stretches(
-    name: str, size: int, target: int, json_keys: Sequence[str]
-) -> list[Stretch]:
+def _stretches(name: str, size: int, target: int, json_keys: Sequence[str]) -> list[Stretch]:
     try:
         if name.endswith(PARQUET_SUFFIX):
             return _row_groups(name, size, target, json_keys)
@@ -199,7 +202,7 @@ def _stretches(
     except OSError as error:
         raise reading_failed(name, error) from error
     cuts = [cut for cut in cuts if cut < size] + [size]
-    return [Stretch(name, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [Stretch(name, a, b) for a, b in itertools.pairwise(cuts)]
 
 
 def _after_newline(raw: BinaryIO, position: int, size: int) -> int:
@@ -211,9 +214,7 @@ def _after_newline(raw: BinaryIO, position: int, size: int) -> int:
     return size
 
 
-def _row_groups(
-    name: str, size: int, target: int, json_keys: Sequence[str]
-) -> list[Stretch]:
+def _row_groups(name: str, size: int, target: int, json_keys: Sequence[str]) -> list[Stretch]:
     """Row groups, gathered to about ``target`` bytes. A stretch's bytes run up to the next one's,
     so that together they are the file, its head and foot included."""
     with open_parquet(name) as file:

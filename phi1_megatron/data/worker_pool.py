@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 
 # Items a worker held back or under way at a time: bounds what waits for the slowest one's turn.
 _AHEAD = 4
+# Items sent to a worker before it has answered: it goes on while the parent is busy.
+_QUEUED = 2
 
 
 class WorkerPool(AbstractContextManager["WorkerPool[Result]"], Generic[Result]):
@@ -65,7 +67,7 @@ class WorkerPool(AbstractContextManager["WorkerPool[Result]"], Generic[Result]):
         """
         source = iter(items)
         pending: deque[_Slot] = deque()
-        idle = deque(self._workers.values())
+        idle = deque(list(self._workers.values()) * _QUEUED)
         exhausted = False
         while True:
             if idle and not exhausted and len(pending) < _AHEAD * len(self._workers):
@@ -136,10 +138,10 @@ class _Worker:
         self.name = name
         self.process = process
         self.connection = connection
-        self._slot: _Slot | None = None
+        self._slots: deque[_Slot] = deque()  # the first is the one under way
 
     def send(self, slot: _Slot) -> None:
-        self._slot = slot
+        self._slots.append(slot)
         try:
             self.connection.send(slot.item)
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -150,11 +152,11 @@ class _Worker:
             failure, result = self.connection.recv()
         except (EOFError, ConnectionResetError) as error:
             raise self._death() from error
-        slot = self._slot
-        assert slot is not None, "a worker answered without having been asked"
+        assert self._slots, "a worker answered without having been asked"
+        slot = self._slots.popleft()
         if failure is not None:
             raise RuntimeError(f"preprocessing {self.name} failed on {slot.place}:\n{failure}")
-        slot.result, slot.finished, self._slot = result, True, None
+        slot.result, slot.finished = result, True
 
     def _death(self) -> DataError:
         self.process.join(timeout=5)
@@ -165,8 +167,12 @@ class _Worker:
             how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
             if -code == signal.SIGKILL:
                 advice = "; out of memory is the usual cause: try fewer --workers"
-        on = f" while it encoded {self._slot.place}" if self._slot else " while it waited for work"
-        return DataError(f"preprocessing {self.name} (process {self.process.pid}) {how}{on}{advice}.")
+        on = " while it waited for work"
+        if self._slots:
+            on = f" while it encoded {self._slots[0].place}"
+        return DataError(
+            f"preprocessing {self.name} (process {self.process.pid}) {how}{on}{advice}."
+        )
 
 
 def _serve(

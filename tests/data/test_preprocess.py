@@ -10,13 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from phi1_megatron.data.indexed import IndexedDatasetWriter, TokenReader
+from phi1_megatron.data import indexed
+from phi1_megatron.data.indexed import TokenReader
 from phi1_megatron.data.preprocess import PreprocessOptions, preprocess
 from phi1_megatron.data.report import entropy_nats, read_report
 from phi1_megatron.data.tokenizer import Tokenizer, train_bpe
@@ -40,11 +42,14 @@ def corpus(tmp_path: Path) -> Path:
 
 def options(corpus: Path, tokenizer: Tokenizer, name: str = "out", **more: Any) -> Any:
     settings = {"append_eod": True, "workers": 1, **more}
-    return PreprocessOptions((str(corpus),), corpus.parent / name / "x", tokenizer, **settings)
+    definition = replace(tokenizer.definition, literal_eod=settings.pop("literal_eod", "eod"))
+    return PreprocessOptions((str(corpus),), corpus.parent / name / "x", definition, **settings)
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {
+        path.name: b"" if path.is_dir() else path.read_bytes() for path in sorted(folder.iterdir())
+    }
 
 
 def test_megatron_core_reads_the_ids_that_transformers_gives(
@@ -66,8 +71,8 @@ def test_megatron_core_reads_the_ids_that_transformers_gives(
 def test_the_bytes_do_not_depend_on_the_number_of_workers(
     corpus: Path, tokenizer: Tokenizer, workers: int
 ) -> None:
-    alone = preprocess(options(corpus, tokenizer, "alone", batch_bytes=2000))
-    together = preprocess(options(corpus, tokenizer, "together", workers=workers, batch_bytes=3000))
+    alone = preprocess(options(corpus, tokenizer, "alone", shard_bytes=2000))
+    together = preprocess(options(corpus, tokenizer, "together", workers=workers, shard_bytes=3000))
     assert together.datasets[0].workers == workers
     for suffix in (".bin", ".idx"):
         paths = [Path(f"{report.prefixes[0]}{suffix}") for report in (alone, together)]
@@ -126,17 +131,21 @@ def test_the_data_sets_of_several_keys_appear_together_or_not_at_all(
 ) -> None:
     corpus = tmp_path / "a.jsonl"
     corpus.write_text('{"text": "one", "doc": "two three"}\n')
-    write_index = IndexedDatasetWriter._write_index
+    written: list[object] = []
 
-    def full_disk(writer: IndexedDatasetWriter) -> None:
-        if writer.prefix.name == "x_text_document":
+    def full_disk(*arguments: Any) -> None:
+        written.append(arguments)
+        if len(written) == 2:
             raise OSError(28, "No space left on device")
-        write_index(writer)
+        indexed.write_index(*arguments)
 
-    monkeypatch.setattr(IndexedDatasetWriter, "_write_index", full_disk)
+    monkeypatch.setattr("phi1_megatron.data.assembly.write_index", full_disk)
     with pytest.raises(DataError, match="No space left on device"):
         preprocess(options(corpus, tokenizer, json_keys=("text", "doc")))
-    assert files(tmp_path / "out") == {}
+    assert list(files(tmp_path / "out")) == ["x.parts"]
+    monkeypatch.undo()
+    preprocess(options(corpus, tokenizer, json_keys=("text", "doc")))
+    assert len(list((tmp_path / "out").glob("*.idx"))) == 2
 
 
 def test_bad_rows_are_set_aside_and_reported(corpus: Path, tokenizer: Tokenizer) -> None:
@@ -159,8 +168,10 @@ def test_strict_stops_and_leaves_an_earlier_result_untouched(
     with corpus.open("a") as file:
         file.write("nonsense\n")
     with pytest.raises(DataError, match="line 301: broken JSON"):
-        preprocess(options(corpus, tokenizer, strict=True, workers=workers, batch_bytes=2000))
-    assert files(corpus.parent / "out") == before
+        preprocess(options(corpus, tokenizer, strict=True, workers=workers, shard_bytes=2000))
+    after = files(corpus.parent / "out")
+    assert after.pop("x.parts") == b""  # what was finished before the bad row
+    assert after == before
 
 
 def test_an_input_without_a_usable_document_is_refused(
@@ -176,23 +187,25 @@ def test_an_input_without_a_usable_document_is_refused(
 def test_a_killed_worker_ends_the_run_at_once_and_is_named(
     corpus: Path, tokenizer: Tokenizer
 ) -> None:
-    def kill_one(*progress: int) -> None:
+    def kill_one(done: int, *progress: int) -> None:
+        if not done:
+            return
         victim = multiprocessing.active_children()[0].pid
         assert victim is not None
         os.kill(victim, signal.SIGKILL)
 
     started = time.monotonic()
     with pytest.raises(DataError, match=r"worker \d of 2 \(process \d+\) was killed by signal 9"):
-        preprocess(options(corpus, tokenizer, workers=2, batch_bytes=1000), kill_one)
+        preprocess(options(corpus, tokenizer, workers=2, shard_bytes=1000), kill_one)
     assert time.monotonic() - started < 20
-    assert files(corpus.parent / "out") == {}
+    assert list(files(corpus.parent / "out")) == ["x.parts"]  # to go on from
     assert multiprocessing.active_children() == []
 
 
 def test_progress_reaches_the_end_with_the_totals(corpus: Path, tokenizer: Tokenizer) -> None:
     seen: list[tuple[int, ...]] = []
     report = preprocess(
-        options(corpus, tokenizer, batch_bytes=2000), lambda *progress: seen.append(progress)
+        options(corpus, tokenizer, shard_bytes=2000), lambda *progress: seen.append(progress)
     )
     size = corpus.stat().st_size
     assert seen[-1] == (size, size, len(TEXTS), report.datasets[0].tokens)
@@ -201,12 +214,14 @@ def test_progress_reaches_the_end_with_the_totals(corpus: Path, tokenizer: Token
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_interruption_leaves_nothing(corpus: Path, tokenizer: Tokenizer, workers: int) -> None:
+def test_an_interruption_before_anything_is_done_leaves_nothing(
+    corpus: Path, tokenizer: Tokenizer, workers: int
+) -> None:
     def interrupt(*progress: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        preprocess(options(corpus, tokenizer, workers=workers, batch_bytes=1000), interrupt)
+        preprocess(options(corpus, tokenizer, workers=workers, shard_bytes=1000), interrupt)
     assert files(corpus.parent / "out") == {}
     assert multiprocessing.active_children() == []
 
@@ -222,7 +237,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
     corpus: Path, tokenizer: Tokenizer
 ) -> None:
     (corpus.parent / "out").write_text("a file where a folder should be")
-    with pytest.raises(DataError, match="x_text_document could not be written"):
+    with pytest.raises(DataError, match=r"x\.parts could not be made"):
         preprocess(options(corpus, tokenizer))
 
 
@@ -277,31 +292,6 @@ def test_the_script_fails_in_a_sentence_and_with_its_code(
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
-def test_sigterm_leaves_nothing_behind(
-    repository: Path, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 200))
-    folder = tokenizer.save(tmp_path / "tokenizer")
-    tool = repository / "tools" / "preprocess" / "preprocess_data.py"
-    out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, str(tool), "--input", str(corpus), "--output-prefix", str(out / "x"),
-         "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(folder),
-         "--workers", "2"],
-        env={**os.environ, "PYTHONPATH": str(repository)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (out.is_dir() and any(out.glob("*.bin.*.partial"))) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.terminate()
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
-    assert list(out.iterdir()) == []
-
-
 def test_preprocessing_loads_no_torch_transformers_or_megatron(
     repository: Path, corpus: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -309,9 +299,9 @@ def test_preprocessing_loads_no_torch_transformers_or_megatron(
     script = (
         "import sys\nfrom pathlib import Path\n"
         "from phi1_megatron.data.preprocess import PreprocessOptions, preprocess\n"
-        "from phi1_megatron.data.tokenizer import Tokenizer\n"
+        "from phi1_megatron.data.definition import load_definition\n"
         f"preprocess(PreprocessOptions(({str(corpus)!r},), Path({str(tmp_path / 'x')!r}), "
-        f"Tokenizer.load({str(folder)!r}), True, workers=1))\n"
+        f"load_definition({str(folder)!r}), True, workers=1))\n"
         "print({'torch', 'transformers', 'megatron'} & set(sys.modules))"
     )
     done = subprocess.run(

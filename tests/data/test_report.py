@@ -27,7 +27,9 @@ def tokenizer() -> Tokenizer:
 def dataset(folder: Path, name: str, texts: list[str], tokenizer: Tokenizer) -> Path:
     corpus = folder / f"{name}.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    options = PreprocessOptions((str(corpus),), folder / name, tokenizer, True, workers=1)
+    options = PreprocessOptions(
+        (str(corpus),), folder / name, tokenizer.definition, True, workers=1
+    )
     return preprocess(options).prefixes[0]
 
 

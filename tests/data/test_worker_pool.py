@@ -21,7 +21,7 @@ def test_results_keep_the_order_though_the_first_item_is_the_slowest() -> None:
             yield seconds
 
     with WorkerPool(time.sleep, 2) as pool:
-        results = pool.map(source(), payload=lambda item: item, place=str)
+        results = pool.map(source(), place=str)
         first = next(results)
         # What is read while the first item is under way is bounded, or memory would not be.
         assert len(taken) <= 8
@@ -33,7 +33,7 @@ def test_an_exception_in_a_worker_comes_with_its_traceback_and_place() -> None:
         WorkerPool(len, 2) as pool,
         pytest.raises(RuntimeError, match=r"1 of 2 failed on item 5:[\s\S]*TypeError") as e,
     ):
-        list(pool.map([5], payload=lambda item: item, place=lambda item: f"item {item}"))
+        list(pool.map([5], place=lambda item: f"item {item}"))
     assert "Traceback" in str(e.value)
 
 
@@ -45,4 +45,4 @@ def test_a_worker_that_exits_is_named_with_its_code_and_place() -> None:
             match=r"worker 1 of 1 \(process \d+\) exited with code 3 while it encoded row 7",
         ),
     ):
-        list(pool.map([3], payload=lambda item: item, place=lambda item: "row 7"))
+        list(pool.map([3], place=lambda item: "row 7"))
