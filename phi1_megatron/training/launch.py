@@ -13,10 +13,10 @@ from phi1_megatron.data.datasets import check_data
 from phi1_megatron.distributed.launch import (
     OUR_LAUNCHER,
     Place,
-    end_with_parent,
     start_local_ranks,
 )
 from phi1_megatron.distributed.layout import model_parallel_size, plan_layout
+from phi1_megatron.distributed.lifetime import end_with_parent
 from phi1_megatron.errors import LaunchError, Phi1Error
 
 FAILURE = "failure.txt"
