@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
@@ -18,6 +20,7 @@ import numpy.typing as npt
 from phi1_megatron.data import marked_codegen
 from phi1_megatron.data.definition import TokenizerDefinition
 from phi1_megatron.data.indexed import best_dtype
+from phi1_megatron.data.marked_codegen import MarkedForm
 from phi1_megatron.errors import DataError
 
 EngineChoice: TypeAlias = Literal["auto", "fastokens", "huggingface"]
@@ -57,9 +60,9 @@ def open_engine(definition: TokenizerDefinition, choice: EngineChoice = "auto") 
         return HuggingFaceEngine(definition)
     try:
         if choice == "auto" and definition.literal_eod == "eod":
-            derived = marked_codegen.derive(msgspec.json.decode(definition.content))
-            if derived is not None:
-                return MarkedCodeGenEngine(definition, *derived)
+            form = marked_codegen.derive(msgspec.json.decode(definition.content))
+            if form is not None:
+                return MarkedCodeGenEngine(definition, form)
         return FastokensEngine(definition)
     except Exception as error:  # the library raises ValueError and, on odd files, panics
         if choice == "fastokens":
@@ -87,36 +90,32 @@ class FastokensEngine:
 class MarkedCodeGenEngine:
     """CodeGen's tokenizer in its marked form; see ``marked_codegen``."""
 
-    def __init__(
-        self, definition: TokenizerDefinition, derived: dict[str, Any], dropped: int
-    ) -> None:
-        library, self._backend = _open_fastokens(msgspec.json.encode(derived))
+    def __init__(self, definition: TokenizerDefinition, form: MarkedForm) -> None:
+        library, self._backend = _open_fastokens(msgspec.json.encode(form.content))
         self.name = f"{library}, marked"
-        self._definition, self._dropped = definition, dropped
+        self._definition = definition
+        self._form = replace(form, content={})  # megabytes, and in the backend now
         self._dtype = best_dtype(definition.vocab_size)
         self._plain: FastokensEngine | None = None
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Ids of each text, joined."""
-        if not marked_codegen.any_is_plain(texts):
-            return self._marked(texts)
-        plain = [marked_codegen.is_plain(text) for text in texts]
-        if self._plain is None:
-            self._plain = FastokensEngine(self._definition)  # few runs need it
-        # Each text's ids where they belong, whichever way they came.
-        results = {
-            True: _by_text(self._plain.encode([t for t, p in zip(texts, plain, strict=True) if p])),
-            False: _by_text(self._marked([t for t, p in zip(texts, plain, strict=True) if not p])),
-        }
-        parts = [next(results[p]) for p in plain]
-        lengths = np.asarray([part.size for part in parts], np.int64)
-        return Encoded(np.concatenate(parts), lengths)
-
-    def _marked(self, texts: Sequence[str]) -> Encoded:
         if not texts:
             return Encoded(np.empty(0, self._dtype), np.empty(0, np.int64))
-        ids, offsets = _flat(self._backend, marked_codegen.mark(texts), split_special=False)
-        return Encoded(*marked_codegen.without(ids.astype(self._dtype), offsets, self._dropped))
+        marked = self._form.mark(texts)
+        if marked is None:
+            return self._one_by_one(texts)
+        ids, offsets = _flat(self._backend, marked, split_special=False)
+        return Encoded(*self._form.gather(ids.astype(self._dtype), offsets))
+
+    def _one_by_one(self, texts: Sequence[str]) -> Encoded:
+        """A batch in which some texts must be encoded the plain way."""
+        if self._plain is None:
+            self._plain = FastokensEngine(self._definition)  # few runs need it
+        parts = [
+            (self if self._form.takes(text) else self._plain).encode([text]).ids for text in texts
+        ]
+        return Encoded(np.concatenate(parts), np.asarray([part.size for part in parts], np.int64))
 
 
 class HuggingFaceEngine:
@@ -148,7 +147,6 @@ def _open_fastokens(content: bytes) -> tuple[str, Any]:
     # Without these its "one thread" is a second one beside the caller's, with its own memory.
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
-    from importlib.metadata import version
 
     import fastokens
 
@@ -161,7 +159,3 @@ def _flat(
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
     ids, offsets = backend.encode_batch_flat(texts, False, split_special)
     return np.frombuffer(ids, "<u4"), np.frombuffer(offsets, "<u8").astype(np.int64)
-
-
-def _by_text(encoded: Encoded) -> Any:
-    return iter(np.split(encoded.ids, np.cumsum(encoded.lengths)[:-1]))

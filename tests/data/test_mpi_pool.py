@@ -112,7 +112,7 @@ def test_copies_that_do_not_find_each_other_refuse_instead_of_writing_the_same_f
 ) -> None:
     done = subprocess.run(
         [*flags, "--output-prefix", str(tmp_path / "out" / "x")],
-        env=environment(repository, PMI_SIZE="4"),
+        env=environment(repository, PMI_SIZE="4", OMPI_MCA_ess_singleton_isolated="1"),
         capture_output=True,
         text=True,
         timeout=60,
