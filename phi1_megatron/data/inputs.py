@@ -111,14 +111,14 @@ def blocks_of_lines(
     ``at_start``: the stream begins where a file does, so a byte-order mark is passed over.
     """
     block_bytes = min(block_bytes, max_line_bytes)  # so that no block hides a longer line
-    line, carried, skipped = 1, b"", 0
+    line, carried, skipped = 1, bytearray(), 0
     damage: Damaged | None = None
     while True:
         try:
             read = stream.read(block_bytes)
         except DamageError as error:
             # What a torn line held before the damage is no line.
-            read, carried, damage = b"", b"", Damaged(0, str(error))
+            read, carried, damage = b"", bytearray(), Damaged(0, str(error))
         if not read:
             break
         if at_start:
@@ -134,14 +134,15 @@ def blocks_of_lines(
         if not cut:
             carried += read
             if len(carried) > max_line_bytes:
-                skipped, carried = len(carried), b""
+                skipped, carried = len(carried), bytearray()
             continue
         head = read.find(b"\n") + 1
         if len(carried) + head > max_line_bytes:
             yield TooLong(line, len(carried) + head)
-            line, carried, data = line + 1, read[cut:], read[head:cut]
+            line, data = line + 1, read[head:cut]
         else:
-            data, carried = carried + read[:cut], read[cut:]
+            data = b"".join((carried, memoryview(read)[:cut]))
+        carried = bytearray(memoryview(read)[cut:])
         if data:
             first, line = line, line + _newlines(data)
             yield Lines(data, first, line)
@@ -149,7 +150,7 @@ def blocks_of_lines(
         yield TooLong(line, skipped)
         line += 1
     elif carried:
-        yield Lines(carried, line, line + 1)
+        yield Lines(bytes(carried), line, line + 1)
         line += 1
     if damage is not None:
         yield damage._replace(number=line)

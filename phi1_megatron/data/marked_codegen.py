@@ -42,6 +42,7 @@ _SPACE, _MARK, _DROPPED = 0x20, 0x0B, 0x0C
 # GPT-2's alphabet for bytes: how its vocabulary spells 0x20, 0x0b, 0x0c and 0x09.
 _SPACE_CHAR, _MARK_CHAR, _DROPPED_CHAR, _TAB_CHAR = "\u0120", "\u010b", "\u010c", "\u0109"
 _SPACES = re.compile(rb" *")
+_WINDOW = 1 << 16
 
 Ids = npt.NDArray[Any]
 Offsets = npt.NDArray[np.int64]
@@ -91,8 +92,7 @@ class MarkedForm:
         ):
             return None
         _mark_runs(joined)
-        marked = joined.split(b"\0")
-        return None if len(marked) != len(texts) else [part.decode() for part in marked]
+        return _cut(joined, len(texts))
 
     def gather(self, ids: Ids, offsets: Offsets) -> tuple[Ids, Offsets]:
         """The ids of the texts that were marked, and how many each has, from those of the marked.
@@ -186,19 +186,38 @@ def _cuts_where_it_stands(token: Mapping[str, Any]) -> bool:
 
 
 def _mark_runs(joined: bytearray) -> None:
-    if len(joined) < 2:
-        return
-    data = np.frombuffer(joined, np.uint8)
-    space = data == _SPACE
-    last = space[1:] & space[:-1]  # a space after a space ...
-    np.greater(last[:-1], space[2:], out=last[:-1])  # ... and none after it
-    ends = last.view(np.uint8)
-    change = np.multiply(ends, _SPACE - _DROPPED, dtype=np.uint8)
-    np.subtract(data[1:], change, out=data[1:])
-    np.multiply(ends, _SPACE - _MARK, out=change)
-    np.subtract(data[:-1], change, out=data[:-1])
-    del data
+    _mark_ends(np.frombuffer(joined, np.uint8))
     _mark_long_runs(joined)
+
+
+def _mark_ends(data: npt.NDArray[np.uint8]) -> None:
+    """Put the marks on the last two of every row of spaces."""
+    # In windows, so that what is held beside the text stays small, and in the cache.
+    for start in range(0, data.size, _WINDOW):
+        # One byte more on either side tells where a run goes on.
+        window = data[max(0, start - 1) : start + _WINDOW + 1]
+        space = window == _SPACE
+        last = space[1:] & space[:-1]  # a space after a space ...
+        np.greater(last[:-1], space[2:], out=last[:-1])  # ... and none after it
+        if start + _WINDOW < data.size:
+            last[-1] = False  # the byte after the window is the next window's
+        ends = last.view(np.uint8)
+        change = np.multiply(ends, _SPACE - _DROPPED, dtype=np.uint8)
+        np.subtract(window[1:], change, out=window[1:])
+        np.multiply(ends, _SPACE - _MARK, out=change)
+        np.subtract(window[:-1], change, out=window[:-1])
+
+
+def _cut(joined: bytearray, texts: int) -> list[str] | None:
+    """The texts between the zero bytes; None if one of them held a zero byte itself."""
+    found: list[str] = []
+    start = 0
+    with memoryview(joined) as view:
+        while (end := joined.find(b"\0", start)) >= 0:
+            found.append(str(view[start:end], "utf-8"))
+            start = end + 1
+        found.append(str(view[start:], "utf-8"))
+    return found if len(found) == texts else None
 
 
 def _mark_long_runs(joined: bytearray) -> None:

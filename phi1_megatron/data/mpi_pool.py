@@ -73,7 +73,7 @@ def mpi_map(environ: Mapping[str, str] = os.environ) -> Iterator[tuple[Map, int]
         def ordered(items: Iterable[Any], job: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
             pending: deque[tuple[Any, Any]] = deque()
             for item in items:
-                pending.append((item, executor.submit(job, item)))
+                pending.append((item, executor.submit(job, item)))  # type: ignore[attr-defined]
                 if len(pending) >= _AHEAD * max(1, size - 1):
                     done, future = pending.popleft()
                     yield done, future.result()

@@ -48,7 +48,13 @@ from phi1_megatron.data.report import (
 )
 from phi1_megatron.data.report import read_report as read_report
 from phi1_megatron.data.sample_check import SampleCheck
-from phi1_megatron.data.shard_encoder import ShardEncoder, ShardOptions, ShardRecord
+from phi1_megatron.data.shard_encoder import (
+    Sample,
+    ShardEncoder,
+    ShardOptions,
+    ShardRecord,
+    give_back_memory,
+)
 from phi1_megatron.data.shards import Planned, Shard, drop_pieces, plan, shards
 from phi1_megatron.data.worker_pool import WorkerPool
 from phi1_megatron.errors import DataError, UsageError
@@ -59,8 +65,11 @@ if TYPE_CHECKING:
 OnProgress = Callable[[int, int, int, int], None]
 """Called with (input bytes done, input bytes in all or 0 if unknown, documents, tokens)."""
 
-_CHECK_CHARACTERS = 128 << 10
-"""Text compared with the reference at most, apart from one document in every shard beyond."""
+_CHECKED_AT_ONCE = 16
+_CHECKED_LATER = 64
+_LONG_SECONDS = 10.0
+"""Shards of which a document is compared with the reference as soon as they are done, and how many
+more from all over the input at the end of a run that took this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +242,8 @@ class _Run:
         self.records: list[ShardRecord] = []
         self.sources: list[tuple[str, ...]] = []
         self.check = SampleCheck(options.tokenizer)
+        self.later: list[tuple[int, Sample]] = []
+        self.stride = 1
 
     def result(self, start: _MapOf) -> PreprocessReport:
         with manifests.locked(self.folder):
@@ -317,18 +328,38 @@ class _Run:
                     f"{', '.join(options.inputs)}: no usable document ({self._bad_told()}); "
                     "nothing was written."
                 )
+            self._compare_later()
             finished = assembly.finish()
         return self._report(finished, workers, before)
 
     def _compare(self, record: ShardRecord) -> None:
-        """Compare a shard's sample with the reference: early ones, then ever fewer."""
-        sample = record.sample
+        """Compare a shard's sample with the reference: the first ones now, others at the end.
+
+        The reference takes as much memory as a worker, so it does not stay while they work.
+        """
+        sample, number = record.sample, record.number
+        if number == _CHECKED_AT_ONCE:
+            self.check.rest()
+            give_back_memory()
         if sample is None:
             return
-        often = self.check.text_bytes < _CHECK_CHARACTERS
-        if often or record.number & (record.number - 1) == 0:
-            ids = sample.ids[:-1] if self.options.append_eod else sample.ids
-            self.check.compare(sample.text, np.asarray(ids, np.int64), sample.place)
+        if number < _CHECKED_AT_ONCE:
+            self._compare_sample(sample)
+        elif number % self.stride == 0:
+            self.later.append((number, sample))
+            if len(self.later) > _CHECKED_LATER:
+                self.stride *= 2
+                self.later = [kept for kept in self.later if kept[0] % self.stride == 0]
+
+    def _compare_later(self) -> None:
+        """Compare samples from all over the input, where the run was long enough to be worth it."""
+        if time.perf_counter() - self.started > _LONG_SECONDS:
+            for _, sample in self.later:
+                self._compare_sample(sample)
+
+    def _compare_sample(self, sample: Sample) -> None:
+        ids = sample.ids[:-1] if self.options.append_eod else sample.ids
+        self.check.compare(sample.text, np.asarray(ids, np.int64), sample.place)
 
     def _report(
         self, finished: Sequence[tuple[Path, Path]], workers: int, before: int

@@ -41,10 +41,7 @@ class SampleCheck:
         if self._definition.kind != "json":
             return
         if self._backend is None:
-            import tokenizers
-
-            self._backend = tokenizers.Tokenizer.from_str(self._definition.content.decode())
-            self._backend.encode_special_tokens = self._definition.literal_eod == "text"
+            self._backend = self._open()
         reference = self._backend.encode(text, add_special_tokens=False)
         self.documents += 1
         self.text_bytes += len(text.encode())
@@ -62,3 +59,14 @@ class SampleCheck:
             f"{text[max(0, start - _AROUND) : start + _AROUND]!r}; use --engine huggingface, and "
             "please report the text."
         )
+
+    def rest(self) -> None:
+        """Let go of the reference and its memory until it is needed again."""
+        self._backend = None
+
+    def _open(self) -> Any:
+        import tokenizers
+
+        backend = tokenizers.Tokenizer.from_str(self._definition.content.decode())
+        backend.encode_special_tokens = self._definition.literal_eod == "text"
+        return backend

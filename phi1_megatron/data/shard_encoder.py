@@ -296,12 +296,9 @@ class _Parts:
             self._files, self._tallies, encoded, texts, strict=True
         ):
             ids = np.ascontiguousarray(part.ids, self._dtype)
-            for what, array in (
-                ("bin", ids),
-                ("lengths", part.lengths),
-                ("sequences", part.sequences),
-            ):
-                _write_all(files[what], memoryview(array).cast("B") if array.size else b"")
+            _write_all(files["bin"], ids)
+            _write_all(files["lengths"], part.lengths)
+            _write_all(files["sequences"], part.sequences)
             tally.add(part, ids, of_key, definition, self._options.append_eod)
         self.documents += len(texts[0])
 
@@ -390,8 +387,8 @@ def drop_parts(folder: Path, number: int, keys: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write_all(file: BinaryIO, data: memoryview | bytes) -> None:
-    view = memoryview(data)
+def _write_all(file: BinaryIO, array: npt.NDArray[Any]) -> None:
+    view = memoryview(array.view(np.uint8))  # type: ignore[arg-type]
     while view:
         view = view[file.write(view) :]
 

@@ -236,9 +236,8 @@ def _row_groups(name: str, size: int, target: int, json_keys: Sequence[str]) -> 
 
 def _group_start(group: Any) -> int:
     columns = (group.column(i) for i in range(group.num_columns))
-    return min(
-        min(c.data_page_offset, c.dictionary_page_offset or c.data_page_offset) for c in columns
-    )
+    starts = ((c.data_page_offset, c.dictionary_page_offset or c.data_page_offset) for c in columns)
+    return int(min(min(pair) for pair in starts))
 
 
 def _pieces(source: str, folder: Path, number: int) -> Iterator[tuple[Stretch, int]]:

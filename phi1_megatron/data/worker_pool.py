@@ -39,14 +39,15 @@ class WorkerPool(AbstractContextManager["WorkerPool[Result]"], Generic[Result]):
     """
 
     def __init__(self, job: Callable[[Any], Result], workers: int) -> None:
-        context = multiprocessing.get_context("fork" if runs_one_thread() else "spawn")
+        fork = runs_one_thread()
+        context: Any = multiprocessing.get_context("fork" if fork else "spawn")
         self._workers: dict[Connection[Any, Any], _Worker] = {}
         for number in range(1, workers + 1):
             ours, theirs = context.Pipe()
             # A forked worker inherits our ends of the earlier pipes; it must let go of them, or
             # none would ever see its pipe end.
             inherited = [*self._workers, ours]
-            args = (theirs, job, inherited if context.get_start_method() == "fork" else [])
+            args = (theirs, job, inherited if fork else [])
             process = context.Process(target=_serve, args=args, daemon=True)
             process.start()
             theirs.close()

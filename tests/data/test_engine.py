@@ -86,6 +86,19 @@ def test_any_batch_of_texts_gets_the_reference_s_ids(
     assert_same(replace(definition, literal_eod=literal_eod), texts)  # type: ignore[arg-type]
 
 
+@settings(deadline=None, max_examples=100)
+@given(texts=BATCHES, window=st.integers(1, 40))
+def test_windows_of_any_size_mark_the_same(
+    texts: list[str], window: int, trained: TokenizerDefinition
+) -> None:
+    form = marked_codegen.derive(msgspec.json.decode(trained.content))
+    assert form is not None
+    expected = form.mark(texts) if texts else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(marked_codegen, "_WINDOW", window)
+        assert (form.mark(texts) if texts else None) == expected
+
+
 def test_real_source_code_gets_the_reference_s_ids(definition: TokenizerDefinition) -> None:
     folder = Path(sysconfig.get_path("stdlib"))
     files = sorted(folder.glob("*.py"))[::6] + sorted(folder.glob("idlelib/*.py"))[::9]
