@@ -7,6 +7,7 @@ written down first and can be gone through again. So a run can be killed at any 
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -121,8 +122,7 @@ class Assembly:
                     known.sequences = int(marks[-1])
                 known.bytes += copied
                 known.documents += record.documents
-                # Writing to disk begins now, not all of it at the end.
-                os.posix_fadvise(files["bin"].fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                _begin_writeback(files["bin"], known.bytes - copied, copied)
             self.progress.shards += 1
             self._unsynced.append(record.number)
             self._unsynced_bytes += sum(key.bytes for key in record.keys)
@@ -250,6 +250,14 @@ def _append(source: Path, target: BinaryIO) -> int:
             copied += done
     target.seek(0, os.SEEK_END)
     return size
+
+
+def _begin_writeback(file: BinaryIO, offset: int, size: int) -> None:
+    """Have the kernel start writing to disk now, so that the end has not all of it to wait for."""
+    sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux only
+    if sync_file_range is not None:
+        start_only = 2  # SYNC_FILE_RANGE_WRITE, linux/fs.h
+        sync_file_range(file.fileno(), ctypes.c_int64(offset), ctypes.c_int64(size), start_only)
 
 
 def _blocks(path: Path) -> Iterator[np.ndarray[Any, np.dtype[np.int32]]]:

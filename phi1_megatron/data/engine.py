@@ -77,7 +77,8 @@ class FastokensEngine:
     """fastokens, as the tokenizer.json says."""
 
     def __init__(self, definition: TokenizerDefinition) -> None:
-        self.name, self._backend = _open_fastokens(definition.content)
+        content = msgspec.json.decode(definition.content)
+        self.name, self._backend = _open_fastokens(content)
         self._dtype = best_dtype(definition.vocab_size)
         self._split_special = definition.literal_eod == "text"
 
@@ -91,7 +92,7 @@ class MarkedCodeGenEngine:
     """CodeGen's tokenizer in its marked form; see ``marked_codegen``."""
 
     def __init__(self, definition: TokenizerDefinition, form: MarkedForm) -> None:
-        library, self._backend = _open_fastokens(msgspec.json.encode(form.content))
+        library, self._backend = _open_fastokens(form.content)
         self.name = f"{library}, marked"
         self._definition = definition
         self._form = replace(form, content={})  # megabytes, and in the backend now
@@ -143,14 +144,19 @@ class HuggingFaceEngine:
         return Encoded(ids, np.asarray([len(of_text) for of_text in found], np.int64))
 
 
-def _open_fastokens(content: bytes) -> tuple[str, Any]:
+def _open_fastokens(content: dict[str, Any]) -> tuple[str, Any]:
     # Without these its "one thread" is a second one beside the caller's, with its own memory.
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
 
     import fastokens
 
-    backend = fastokens.Tokenizer.from_json_str(content.decode())
+    model = content["model"]
+    pairs = model.get("merges")
+    if pairs and not any(isinstance(p, str) or " " in p[0] or " " in p[1] for p in pairs):
+        # The older spelling of merges, which opens a quarter faster.
+        content = {**content, "model": {**model, "merges": [" ".join(pair) for pair in pairs]}}
+    backend = fastokens.Tokenizer.from_json_str(msgspec.json.encode(content).decode())
     return f"fastokens {version('fastokens')}", backend
 
 
