@@ -68,7 +68,7 @@ OnProgress = Callable[[int, int, int, int], None]
 _CHECKED_AT_ONCE = 16
 _CHECKED_LATER = 64
 _LONG_SECONDS = 10.0
-"""Shards of which a document is compared with the reference as soon as they are done, and how many
+"""Shards of which documents are compared with the reference as soon as they are done, and how many
 more from all over the input at the end of a run that took this long."""
 
 
@@ -242,7 +242,7 @@ class _Run:
         self.records: list[ShardRecord] = []
         self.sources: list[tuple[str, ...]] = []
         self.check = SampleCheck(options.tokenizer)
-        self.later: list[tuple[int, Sample]] = []
+        self.later: list[tuple[int, tuple[Sample, ...]]] = []
         self.stride = 1
 
     def result(self, start: _MapOf) -> PreprocessReport:
@@ -337,16 +337,15 @@ class _Run:
 
         The reference takes as much memory as a worker, so it does not stay while they work.
         """
-        sample, number = record.sample, record.number
+        number = record.number
         if number == _CHECKED_AT_ONCE:
             self.check.rest()
             give_back_memory()
-        if sample is None:
-            return
         if number < _CHECKED_AT_ONCE:
-            self._compare_sample(sample)
+            for sample in record.samples:
+                self._compare_sample(sample)
         elif number % self.stride == 0:
-            self.later.append((number, sample))
+            self.later.append((number, record.samples))
             if len(self.later) > _CHECKED_LATER:
                 self.stride *= 2
                 self.later = [kept for kept in self.later if kept[0] % self.stride == 0]
@@ -354,8 +353,9 @@ class _Run:
     def _compare_later(self) -> None:
         """Compare samples from all over the input, where the run was long enough to be worth it."""
         if time.perf_counter() - self.started > _LONG_SECONDS:
-            for _, sample in self.later:
-                self._compare_sample(sample)
+            for _, samples in self.later:
+                for sample in samples:
+                    self._compare_sample(sample)
 
     def _compare_sample(self, sample: Sample) -> None:
         ids = sample.ids[:-1] if self.options.append_eod else sample.ids

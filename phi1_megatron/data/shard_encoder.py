@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from phi1_megatron.data.sentences import SentenceSplitter
 
 _SAMPLE_CHARACTERS = 2048
+_SAMPLES = 4
 _HUGE_CHARACTERS = 2 << 20
 
 
@@ -72,7 +73,7 @@ class ShardRecord(msgspec.Struct, frozen=True, array_like=True):
     keys: tuple[KeyRecord, ...]
     stretches: tuple[StretchRecord, ...]
     bad: tuple[tuple[int, int, str, str], ...]
-    sample: Sample | None
+    samples: tuple[Sample, ...]
     engine: str
 
 
@@ -184,15 +185,15 @@ class ShardEncoder:
             self._parser = RowParser(options.json_keys)
         bad: list[tuple[int, int, str, str]] = []
         stretches: list[StretchRecord] = []
-        sample: Sample | None = None
+        samples: list[Sample] = []
         for number, stretch in enumerate(shard.stretches):
             reader = StretchReader(stretch, self._parser, options.max_line_bytes)
             try:
                 for columns in batches(reader):
                     encoded = [self._encode_texts(engine, texts) for texts in columns]
                     parts.add(encoded, columns)
-                    if sample is None:
-                        sample = _sample(stretch.source, columns[0], encoded[0])
+                    if len(samples) < _SAMPLES:
+                        samples += _samples(stretch.source, columns[0], encoded[0])
                     if reader.bad and options.strict:
                         break
             except OSError as error:
@@ -207,7 +208,7 @@ class ShardEncoder:
             keys=parts.records(),
             stretches=tuple(stretches),
             bad=tuple(bad),
-            sample=sample,
+            samples=tuple(samples[:_SAMPLES]),
             engine=engine.name,
         )
 
@@ -396,17 +397,16 @@ def _write_all(file: BinaryIO, array: npt.NDArray[Any]) -> None:
         view = view[file.write(view) :]
 
 
-def _sample(source: str, texts: list[str], part: Part) -> Sample | None:
-    """The first document that is short enough to be compared in passing."""
-    if part.sequences.size and (part.sequences != 1).any():
-        return None
-    start = 0
-    for text, length in zip(texts, part.lengths.tolist(), strict=True):
-        if len(text) <= _SAMPLE_CHARACTERS:
-            ids = tuple(part.ids[start : start + length].tolist())
-            return Sample(source, text, ids)
-        start += length
-    return None
+def _samples(source: str, texts: list[str], part: Part) -> list[Sample]:
+    """A few documents that are short enough to be compared in passing, spread over ``texts``."""
+    if (part.sequences != 1).any():
+        return []
+    ends = np.cumsum(part.lengths)
+    short = [i for i, text in enumerate(texts) if len(text) <= _SAMPLE_CHARACTERS]
+    return [
+        Sample(source, texts[i], tuple(part.ids[ends[i] - part.lengths[i] : ends[i]].tolist()))
+        for i in short[:: max(1, len(short) // _SAMPLES)]
+    ]
 
 
 def _strict(stretch: Stretch, line: int, why: Bad) -> DataError:
