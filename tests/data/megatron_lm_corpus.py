@@ -17,9 +17,8 @@ import random
 import sys
 from pathlib import Path
 
-_WORDS = (
-    "self value result index for in return not None True list dict Ünïcödé 世界 naïve 😀".split()
-)
+_NAMES = ["self", "value", "result", "index", "for", "in", "return", "not", "None", "True", "list"]
+_WORDS = [*_NAMES, "dict", "Ünïcödé", "世界", "naïve", "😀"]
 
 
 def lines() -> list[str]:
