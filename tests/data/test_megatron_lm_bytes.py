@@ -19,16 +19,8 @@ MEGATRON_LM = {
     ("gpt2", "notes.idx"): "01bdacaac37d34ce45a5ad6fadfee4f87ccbdf3cc12236c9d3455574eb02d192",
     ("codegen", "text.bin"): "33be41078a7d566c110162f051202a3ec4379988567c251f80b62ba6644cd52c",
     ("codegen", "text.idx"): "cf4fc8d1d46808a870af0ebcc0a94adc21c13cac27cb4be5aa4629315b79b4ab",
-    (
-        "codegen",
-        "notes",
-        ".bin",
-    ): "0b3abd751f2fafeafb2a7dbe4e293950edd41ea3f35eacf027aa9dff5c9e3f69",
-    (
-        "codegen",
-        "notes",
-        ".idx",
-    ): "01bdacaac37d34ce45a5ad6fadfee4f87ccbdf3cc12236c9d3455574eb02d192",
+    ("codegen", "notes.bin"): "0b3abd751f2fafeafb2a7dbe4e293950edd41ea3f35eacf027aa9dff5c9e3f69",
+    ("codegen", "notes.idx"): "01bdacaac37d34ce45a5ad6fadfee4f87ccbdf3cc12236c9d3455574eb02d192",
 }
 
 
