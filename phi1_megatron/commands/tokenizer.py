@@ -1,9 +1,9 @@
-"""``phi1 tokenizer train``: a byte-level BPE of one's own corpus."""
+"""``phi1 tokenizer train``: a tokenizer of one's own corpus."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from rich.markup import escape
@@ -15,12 +15,14 @@ def train(
     *,
     output: Path,
     vocab_size: int,
+    type: Literal["bpe", "sentencepiece"] = "bpe",
     json_key: str = "text",
     strict: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Train a byte-level BPE with CodeGen's whitespace tokens and <|endoftext|>.
+    """Train a tokenizer with CodeGen's whitespace tokens and <|endoftext|>.
 
-    OUTPUT becomes a folder that transformers.AutoTokenizer opens too.
+    Every text comes back from its ids, byte for byte. OUTPUT becomes a folder that
+    transformers.AutoTokenizer opens too.
 
     Parameters
     ----------
@@ -28,9 +30,15 @@ def train(
         Files, folders, quoted patterns, or - for standard input: JSONL, plain or compressed, and
         parquet.
     output
-        Folder to write: tokenizer.json and its two companions.
+        Folder to write: tokenizer.json and its two companions, and tokenizer.model where it is a
+        SentencePiece model.
     vocab_size
-        Total size, the 39 added tokens included; at least 295.
+        Total size, added tokens and bytes included; at least 295, for sentencepiece 296 and the
+        characters of the corpus.
+    type
+        bpe is byte-level BPE, as GPT-2's and CodeGen's; sentencepiece is SentencePiece's BPE over
+        characters, with bytes for rare ones, which learns from an even sample of up to 67 million
+        characters.
     json_key
         Field that holds the text.
     strict
@@ -41,7 +49,8 @@ def train(
     from phi1_megatron.commands.interruption import terminating_as_interrupt
     from phi1_megatron.commands.progress import progress_bar
     from phi1_megatron.data.documents import BadRows, RowReader
-    from phi1_megatron.data.tokenizer import train_bpe
+    from phi1_megatron.data.sentencepiece_training import train_sentencepiece
+    from phi1_megatron.data.tokenizer import Tokenizer, train_bpe
 
     console = Console()
     bad_rows = BadRows(strict=strict)
@@ -58,7 +67,11 @@ def train(
             show(done, reader.bytes_total, beside)
 
         texts = (row.texts[0] for row in reader)
-        tokenizer = train_bpe(texts, vocab_size, name, on_progress)
+        if type == "bpe":
+            tokenizer = train_bpe(texts, vocab_size, name, on_progress)
+        else:
+            definition = train_sentencepiece(texts, vocab_size, name=name, on_progress=on_progress)
+            tokenizer = Tokenizer(definition)
         tokenizer.save(output)
     console.print(f"[bold]{escape(str(output))}[/]", soft_wrap=True)
     console.print(f"  vocabulary {tokenizer.vocab_size:,}", highlight=False)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phi1_megatron.data.definition import TokenizerDefinition
+from phi1_megatron.data.engine import open_reference
 from phi1_megatron.errors import DataError
 
 _AROUND = 20
@@ -41,7 +42,7 @@ class SampleCheck:
         if self._definition.kind != "json":
             return
         if self._backend is None:
-            self._backend = self._open()
+            self._backend = open_reference(self._definition)
         reference = self._backend.encode(text, add_special_tokens=False)
         self.documents += 1
         self.text_bytes += len(text.encode())
@@ -63,10 +64,3 @@ class SampleCheck:
     def rest(self) -> None:
         """Let go of the reference and its memory until it is needed again."""
         self._backend = None
-
-    def _open(self) -> Any:
-        import tokenizers
-
-        backend = tokenizers.Tokenizer.from_str(self._definition.content.decode())
-        backend.encode_special_tokens = self._definition.literal_eod == "text"
-        return backend

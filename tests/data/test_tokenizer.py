@@ -12,6 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from phi1_megatron.data.definition import codegen_definition, load_definition
+from phi1_megatron.data.sentencepiece_model import as_tokenizer_json
+from phi1_megatron.data.sentencepiece_training import train_sentencepiece
 from phi1_megatron.data.tokenizer import (
     WHITESPACE_RUNS,
     Tokenizer,
@@ -251,3 +254,123 @@ def test_codegen_refuses_another_vocabulary(tmp_path: Path) -> None:
         codegen_tokenizer(tmp_path / "vocab.json", tmp_path / "merges.txt")
     with pytest.raises(DataError, match=r"absent\.json does not exist"):
         gpt2_tokenizer(tmp_path / "absent.json", tmp_path / "merges.txt")
+
+
+def test_a_tokenizer_and_a_data_set_s_definition_are_one(
+    trained: Tokenizer, codegen: Tokenizer, vocabulary: tuple[Path, Path], tmp_path: Path
+) -> None:
+    assert codegen.definition == codegen_definition(*vocabulary)
+    folder = trained.save(tmp_path / "duck")
+    assert Tokenizer.load(folder).definition == load_definition(folder)
+    assert (folder / "tokenizer.json").read_bytes() == trained.definition.content
+    assert trained.with_literal_eod("text").definition.literal_eod == "text"
+
+
+def test_a_definition_and_an_engine_load_no_tokenizer_library(repository: Path) -> None:
+    script = (
+        "import sys, phi1_megatron.data.definition, phi1_megatron.data.engine\n"
+        "import phi1_megatron.data.sentencepiece_model, phi1_megatron.data.sentences\n"
+        "print([m for m in ('tokenizers', 'sentencepiece', 'nltk') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=repository
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_the_library_cannot_open_is_named(trained: Tokenizer, tmp_path: Path) -> None:
+    content = json.loads(trained.to_json())
+    content["pre_tokenizer"] = {"type": "Quack"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"does not open: .*PreTokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pieces() -> Tokenizer:
+    return Tokenizer(train_sentencepiece(CODE, 340, name="pieces"))
+
+
+def test_a_sentencepiece_model_loads_from_its_file_and_from_a_folder_without_json(
+    pieces: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(pieces.definition.content)
+    for source in (tmp_path, tmp_path / "tokenizer.model"):
+        loaded = Tokenizer.load(source)
+        assert loaded.fingerprint == pieces.fingerprint
+        assert (loaded.vocab_size, loaded.eod_id) == (340, 1)
+        assert loaded.name == tmp_path.name
+        assert loaded.encode(CODE[0]) == pieces.encode(CODE[0])
+    pieces.save(tmp_path)
+    assert Tokenizer.load(tmp_path).definition.kind == "json"
+    assert Tokenizer.load(tmp_path / "tokenizer.model").definition.kind == "sentencepiece"
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(text=code_like)
+def test_a_saved_sentencepiece_model_has_the_same_ids_in_transformers(
+    text: str, pieces: Tokenizer, pieces_in_transformers: tuple[Tokenizer, object]
+) -> None:
+    as_json, theirs = pieces_in_transformers
+    ids = pieces.encode(text)
+    assert theirs(text)["input_ids"] == ids == as_json.encode(text)  # type: ignore[operator]
+    decoded = theirs.decode(ids)  # type: ignore[attr-defined]
+    assert decoded == pieces.decode(ids) == as_json.decode(ids) == text
+
+
+@pytest.fixture(scope="module")
+def pieces_in_transformers(
+    pieces: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tokenizer, object]:
+    from transformers import AutoTokenizer
+
+    folder = pieces.save(tmp_path_factory.mktemp("pieces"))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert (theirs.eos_token, theirs.eos_token_id) == ("<|endoftext|>", pieces.eod_id)
+    assert (len(theirs), theirs.clean_up_tokenization_spaces) == (pieces.vocab_size, False)
+    as_json = Tokenizer.load(folder)
+    assert (as_json.vocab_size, as_json.eod_id) == (pieces.vocab_size, pieces.eod_id)
+    return as_json, theirs
+
+
+@pytest.mark.parametrize("kind", ["json", "sentencepiece"])
+def test_special_tokens_are_left_out_of_text_on_request(
+    kind: str, trained: Tokenizer, pieces: Tokenizer
+) -> None:
+    tokenizer = trained if kind == "json" else pieces
+    ids = tokenizer.encode("a<|endoftext|>b")
+    assert tokenizer.decode(ids) == "a<|endoftext|>b"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "ab"
+    as_text = tokenizer.with_literal_eod("text").encode("a<|endoftext|>b")
+    assert tokenizer.eod_id not in as_text
+    assert tokenizer.decode(as_text, skip_special_tokens=True) == "a<|endoftext|>b"
+
+
+def test_a_model_without_a_sure_json_is_saved_alone_over_what_was_there(
+    trained: Tokenizer, tmp_path: Path
+) -> None:
+    unigram = Tokenizer(train_sentencepiece(CODE, 340, "unigram"))
+    trained.save(tmp_path)
+    unigram.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
+    assert Tokenizer.load(tmp_path).fingerprint == unigram.fingerprint
+    with pytest.raises(DataError, match=r"has no tokenizer\.json that surely gives the same ids"):
+        unigram.to_json()
+    trained.save(tmp_path)
+    assert not (tmp_path / "tokenizer.model").exists()
+
+
+def test_a_conversion_that_gives_other_ids_is_not_written(
+    pieces: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(definition: object) -> object:
+        content = as_tokenizer_json(definition)  # type: ignore[arg-type]
+        assert content is not None
+        del content["model"]["merges"][-1]  # of a single piece
+        return content
+
+    monkeypatch.setattr("phi1_megatron.data.tokenizer.as_tokenizer_json", spoiled)
+    pieces.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
