@@ -1,4 +1,4 @@
-"""``phi1 data inspect|verify|merge``: look at, check and join indexed data sets."""
+"""``phi1 data inspect|verify|merge|prepare``: look at, check, join and index data sets."""
 
 from __future__ import annotations
 
@@ -6,17 +6,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.markup import escape
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from phi1_megatron.data.indexed import TokenReader
+    from phi1_megatron.data.datasets import PreparedShare
+    from phi1_megatron.data.report import DatasetReport
     from phi1_megatron.data.tokenizer import Tokenizer
 
+_NOTHING_LEFT = "Nothing was left to do: every index was there."
 
-def inspect(prefix: Path, /, *, tokenizer: Path | None = None, samples: int = 3) -> None:
-    """Show what a data set holds: counts, document lengths and the first documents.
+
+def inspect(
+    prefix: Path,
+    /,
+    *,
+    tokenizer: Path | None = None,
+    samples: Annotated[int, Parameter(validator=Number(gte=0))] = 3,
+    document: Annotated[int | None, Parameter(validator=Number(gte=0))] = None,
+) -> None:
+    """Show what a data set holds: counts, document lengths, and documents token by token.
 
     Parameters
     ----------
@@ -25,41 +36,63 @@ def inspect(prefix: Path, /, *, tokenizer: Path | None = None, samples: int = 3)
     tokenizer
         Folder of the tokenizer it was made with, to show text instead of ids.
     samples
-        Documents to show.
+        Documents to show the beginnings of, evenly spread.
+    document
+        Show this document alone, and all of it; the first is 0.
     """
     from rich.console import Console
 
+    from phi1_megatron.commands.inspection import show_documents, show_facts, show_lengths
     from phi1_megatron.data.indexed import TokenReader
+    from phi1_megatron.data.lengths import DocumentLengths
     from phi1_megatron.data.report import read_report
-    from phi1_megatron.data.tokenizer import Tokenizer
+    from phi1_megatron.errors import UsageError
 
-    console = Console()
-    reader = TokenReader(prefix)
-    report = read_report(prefix)
-    decoder = None if tokenizer is None else Tokenizer.load(tokenizer)
-    index = reader.index
-    facts = {
-        "documents": f"{index.num_documents:,}",
-        "sequences": f"{index.num_sequences:,}",
-        "tokens": f"{index.num_tokens:,} as {index.dtype}",
-        "size": f"{index.num_tokens * index.dtype.itemsize / 1e6:,.1f} MB",
-    }
-    if report is not None:
-        facts["tokenizer"] = (
-            f"{report.tokenizer.name}, vocabulary {report.tokenizer.vocab_size:,}, "
-            f"end id {report.tokenizer.eod_id:,}"
+    reader, report = TokenReader(prefix), read_report(prefix)
+    decoder = None if tokenizer is None else _tokenizer_of(prefix, report, tokenizer)
+    if document is not None and document >= len(reader):
+        raise UsageError(
+            f"{prefix} has no document {document:,}: it holds {len(reader):,}, and the first is 0"
         )
-        facts["entropy"] = f"{report.unigram_entropy_nats:.3f} nats per token (unigram)"
-    console.print(f"[bold]{escape(str(prefix))}[/]", soft_wrap=True)
-    for name, value in facts.items():
-        console.print(f"  {name:<10} {value}", highlight=False)
-    _show_lengths(reader, console)
-    for number in range(min(samples, len(reader))):
-        _show_document(reader, number, decoder, console)
+    console = Console()
+    if document is None:
+        show_facts(reader, report, console)
+        show_lengths(DocumentLengths(reader.index), console)
+        shown = min(samples, len(reader))
+        numbers = [place * (len(reader) - 1) // max(shown - 1, 1) for place in range(shown)]
+    else:
+        numbers = [document]
+    show_documents(reader, numbers, decoder, console, whole=document is not None)
 
 
-def verify(prefix: Path, /, *, vocab_size: int | None = None) -> None:
-    """Check a data set through and through: structure, sizes, and every id.
+def _tokenizer_of(prefix: Path, report: DatasetReport | None, source: Path) -> Tokenizer:
+    """The tokenizer in a folder or file, unless the data set was made with another."""
+    from phi1_megatron.data.tokenizer import Tokenizer
+    from phi1_megatron.errors import DataError
+
+    given = Tokenizer.load(source)
+    if report is None or given.fingerprint == report.tokenizer.fingerprint:
+        return given
+    # A folder may hold a SentencePiece model in both of its forms, which count as two tokenizers.
+    model = source / "tokenizer.model"
+    if model.is_file():
+        of_model = Tokenizer.load(model)
+        if of_model.fingerprint == report.tokenizer.fingerprint:
+            return of_model
+    raise DataError(
+        f"{prefix} was made with tokenizer {report.tokenizer.name} "
+        f"({report.tokenizer.fingerprint[:12]}), and {source} is {given.name} "
+        f"({given.fingerprint[:12]}), which would show other text; give the one it was made with."
+    )
+
+
+def verify(
+    prefix: Path,
+    /,
+    *,
+    vocab_size: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+) -> None:
+    """Check a data set through and through: structure, sizes, every id and every checksum.
 
     Parameters
     ----------
@@ -70,31 +103,38 @@ def verify(prefix: Path, /, *, vocab_size: int | None = None) -> None:
     """
     from rich.console import Console
 
+    from phi1_megatron.commands.progress import progress_bar
     from phi1_megatron.data.report import read_report
     from phi1_megatron.data.verify import verify as verify_dataset
-    from phi1_megatron.errors import DataError
 
     report = read_report(prefix)
     if vocab_size is None and report is not None:
         vocab_size = report.tokenizer.vocab_size
-    index = verify_dataset(prefix, vocab_size)
-    if report is not None and (report.documents, report.tokens) != (
-        index.num_documents,
-        index.num_tokens,
-    ):
-        raise DataError(
-            f"{prefix} holds {index.num_documents:,} documents and {index.num_tokens:,} tokens, "
-            f"but its report speaks of {report.documents:,} and {report.tokens:,}; preprocess it "
-            "again."
+    with progress_bar(Console(stderr=True), "Verifying") as show:
+        index = verify_dataset(
+            prefix,
+            vocab_size,
+            report,
+            lambda done, total: show(done, total, f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"),
         )
+    console = Console()
+    console.print(f"[green]Sound:[/] [bold]{escape(str(prefix))}[/]", soft_wrap=True)
     ids = (
         "ids not checked: give --vocab-size" if vocab_size is None else f"ids below {vocab_size:,}"
     )
-    console = Console()
-    console.print(f"[green]Sound:[/] [bold]{escape(str(prefix))}[/]", soft_wrap=True)
     console.print(
         f"  {index.num_documents:,} documents, {index.num_tokens:,} tokens, {ids}", highlight=False
     )
+    console.print(f"  {_checksums(report)}", highlight=False)
+
+
+def _checksums(report: DatasetReport | None) -> str:
+    if report is None:
+        return "no checksums: another tool made this data set"
+    if not report.chunks:
+        return "no checksums of the .bin: an older version made this data set"
+    idx = "" if report.idx_xxh3_128 is None else " and of the .idx"
+    return f"all checksums agree: of {len(report.chunks):,} chunks of the .bin{idx}"
 
 
 def merge(
@@ -142,30 +182,54 @@ def merge(
     )
 
 
-def _show_lengths(reader: TokenReader, console: Console) -> None:
-    """A histogram of document lengths in powers of two."""
-    import numpy as np
-
-    lengths = np.asarray([document.size for document in reader], np.int64)
-    if lengths.size == 0:
-        return
-    buckets = np.bincount([int(length).bit_length() for length in lengths])
-    console.print("  tokens in a document:")
-    for bits, count in enumerate(buckets):
-        if count:
-            low, high = (1 << bits) >> 1, (1 << bits) - 1
-            bar = "█" * max(1, round(30 * count / buckets.max()))
-            console.print(f"  {low:>11,} to {high:>11,} {count:>11,} {bar}", highlight=False)
-
-
-def _show_document(
-    reader: TokenReader, number: int, decoder: Tokenizer | None, console: Console
+def prepare(
+    recipe: Path,
+    /,
+    *overrides: str,
+    run_dir: Path | None = None,
 ) -> None:
-    ids = reader.document(number)
-    first = ids[:48].tolist()
-    console.print(f"document {number:,}, {ids.size:,} tokens", style="bold", highlight=False)
-    if decoder is None:
-        shown = " ".join(map(str, first))
-    else:
-        shown = "·".join(decoder.decode([token]) for token in first)
-    console.print(shown + (" ..." if ids.size > len(first) else ""), markup=False, highlight=False)
+    """Build the sample indices of a recipe's data, so that no rank waits for them in the run.
+
+    A run with the same data section, seed and vocabulary finds them.
+
+    Parameters
+    ----------
+    recipe
+        A TOML file; examples/recipes/ holds ready ones.
+    overrides
+        section.field=value, laid over the recipe, as for phi1 train.
+    run_dir
+        Folder of the run; runs/RECIPE by default. With data.index_cache set, not used.
+    """
+    from rich.console import Console
+
+    from phi1_megatron.config.load import load_recipe
+    from phi1_megatron.data.datasets import check_data, index_cache, prepare_data
+
+    config = load_recipe(recipe, overrides)
+    folder = run_dir or Path("runs") / recipe.stem
+    check_data(config)
+    console = Console()
+    console.print(f"Sample indices in [bold]{escape(str(index_cache(config, folder)))}[/]")
+
+    def announce(name: str, prefix: str) -> None:
+        console.print(f"{name} [bold]{escape(prefix)}[/]", highlight=False, soft_wrap=True)
+
+    built = 0
+    for share in prepare_data(config, folder, announce):
+        _show_share(share, console)
+        built += share.built
+    done = f"{built} built: a run of this recipe finds them all." if built else _NOTHING_LEFT
+    console.print(done, highlight=False)
+
+
+def _show_share(share: PreparedShare, console: Console) -> None:
+    taker = "the run" if share.name == "training" else "a validation"
+    size = sum(file.stat().st_size for file in share.files) / 1e6
+    for name, value in {
+        "samples": f"{share.samples:,} an epoch; {taker} takes {share.taken:,.0f} = "
+        f"{share.taken / share.samples:,.2f} epochs",
+        "index": f"{'built' if share.built else 'was there'}, {size:,.2f} MB in "
+        f"{len(share.files)} files",
+    }.items():
+        console.print(f"  {name:<8} {value}", highlight=False)

@@ -1,15 +1,16 @@
-"""Training samples: blends over megatron-core's ``GPTDataset``, and loaders that resume exactly.
+"""Training samples: blends of packed data sets, and loaders that resume exactly.
 
 Tensors are ``[micro batch, sequence]`` int64, losses' mask fp32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -18,30 +19,25 @@ from phi1_megatron.config.schema import BlendPart, RunConfig
 from phi1_megatron.data.indexed import read_index
 from phi1_megatron.data.order import SampleOrder
 from phi1_megatron.data.report import check_same_tokenizer, read_report
+from phi1_megatron.data.sample_index import Share, open_share
+from phi1_megatron.data.samples import PackedSamples, Rows, as_batch, empty_rows
 from phi1_megatron.distributed.layout import Layout
 from phi1_megatron.errors import DataError
 
 Batch = dict[str, Tensor]
 
 
-class EpochSamples(Protocol):
-    """One epoch of one data set: megatron-core's ``GPTDataset``."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Batch: ...
-
-
 class BlendedSamples(Dataset[Batch]):
     """Samples of a blend by their position in the run; it has no end, only more epochs.
 
     Each item has ``tokens``, ``labels`` (the tokens one place on), ``loss_mask`` and
-    ``position_ids``, each ``[seq_length]``.
+    ``position_ids``, each ``[seq_length]``; a batch of them, which a loader asks for as
+    ``__getitems__``, is ``[b, seq_length]``. Of the last two do not write to either.
     """
 
     def __init__(
         self,
-        parts: Sequence[EpochSamples],
+        parts: Sequence[PackedSamples],
         prefixes: Sequence[str],
         order: SampleOrder,
         rows: int,
@@ -49,17 +45,29 @@ class BlendedSamples(Dataset[Batch]):
         self._parts, self._prefixes, self._order, self._rows = parts, prefixes, order, rows
 
     def __getitem__(self, position: int) -> Batch:
-        part, index = self._order.locate(position)
-        sample = self._parts[part][index]
-        highest = int(sample["labels"].max())
-        if highest >= self._rows:
-            # Tensor-parallel embeddings would take it for another rank's row, and read zeros.
-            raise DataError(
-                f"{self._prefixes[part]} holds token {highest}, but the model's vocabulary has "
-                f"{self._rows} rows (0 to {self._rows - 1}): raise model.vocab_size, or preprocess "
-                "with the model's own tokenizer"
-            )
-        return sample
+        return {name: rows[0] for name, rows in self.__getitems__([position]).items()}
+
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        rows = empty_rows(len(positions), self._parts[0].seq_length)
+        located = [self._order.locate(position) for position in positions]
+        for (part, index), tokens, labels in zip(located, rows[0], rows[1], strict=True):
+            self._parts[part].read(index, tokens, labels)
+        # Read without signs, an id below 0 is a very high one: one look finds both.
+        if int(rows.view(np.uint64).max()) >= self._rows:
+            self._refuse(rows, [part for part, _ in located])
+        return as_batch(rows)
+
+    def _refuse(self, rows: Rows, parts: Sequence[int]) -> NoReturn:
+        """Name the first id of a batch that the model has no row for.
+
+        Tensor-parallel embeddings would take it for another rank's row, and read zeros.
+        """
+        wrong = np.argwhere((rows < 0) | (rows >= self._rows))[0]
+        raise DataError(
+            f"{self._prefixes[parts[wrong[1]]]} holds token {rows[tuple(wrong)]}, but the model's "
+            f"vocabulary has {self._rows} rows (0 to {self._rows - 1}): raise model.vocab_size, or "
+            "preprocess with the model's own tokenizer"
+        )
 
 
 @dataclass(frozen=True)
@@ -106,84 +114,108 @@ def unigram_entropy(config: RunConfig) -> float | None:
     return report.unigram_entropy_nats if report else None
 
 
+@dataclass(frozen=True)
+class PreparedShare:
+    """One data set's share of a run, as :func:`prepare_data` found or built its index.
+
+    Attributes
+    ----------
+    name
+        What it is for: training or validation.
+    samples
+        In one epoch.
+    taken
+        Samples that the run takes of it, or one validation does; of a blend, on average.
+    files
+        The index in the cache.
+    built
+        Whether it was not there before.
+    """
+
+    name: str
+    prefix: str
+    samples: int
+    taken: float
+    files: tuple[Path, ...]
+    built: bool
+
+
+def _shares(config: RunConfig) -> list[tuple[Share, list[BlendPart]]]:
+    """What a run reads, and of which blend: training data, validation data if it validates."""
+    data = config.data
+    if not data.validation_blend:
+        shares = [
+            (Share("training", data.split, 0), data.blend),
+            (Share("validation", data.split, 1), data.blend),
+        ]
+    else:
+        whole = [1.0, 0.0, 0.0]
+        shares = [
+            (Share("training", whole, 0), data.blend),
+            (Share("validation", whole, 0), data.validation_blend),
+        ]
+    return shares if config.training.eval_interval else shares[:1]
+
+
+def index_cache(config: RunConfig, run_dir: Path) -> Path:
+    """The folder of the sample indices."""
+    return Path(config.data.index_cache or run_dir / "index-cache")
+
+
 def open_data(config: RunConfig, run_dir: Path) -> RunData:
     """Build or find the sample indices and open every data set of the blends.
 
     Every rank calls this: rank 0 builds what is missing in the index cache, the others wait.
     """
-    cache = Path(config.data.index_cache or run_dir / "index-cache")
-    own_validation = config.data.validation_blend
-    split = [1.0, 0.0, 0.0] if own_validation else config.data.split
-    training = _open_blend(config, config.data.blend, split, which=0, cache=cache)
-    validation = None
-    if config.training.eval_interval:
-        if own_validation:
-            validation = _open_blend(config, own_validation, [1.0, 0.0, 0.0], 0, cache)
-        else:
-            validation = _open_blend(config, config.data.blend, split, which=1, cache=cache)
-    return RunData(training, validation)
+    cache = index_cache(config, run_dir)
+    training, *validation = (
+        _open_blend(config, share, blend, cache) for share, blend in _shares(config)
+    )
+    return RunData(training, validation[0] if validation else None)
+
+
+def prepare_data(
+    config: RunConfig, run_dir: Path, on_start: Callable[[str, str], None] | None = None
+) -> Iterator[PreparedShare]:
+    """Build the sample indices that :func:`open_data` would build at rank 0, one after the other.
+
+    Parameters
+    ----------
+    on_start
+        Called with the share's name and the prefix before each is looked for.
+    """
+    cache = index_cache(config, run_dir)
+    there = set(cache.iterdir()) if cache.is_dir() else set()
+    training = config.training
+    for share, blend in _shares(config):
+        steps = training.train_steps if share.name == "training" else training.eval_steps
+        whole = sum(part.weight for part in blend)
+        for part in blend:
+            if on_start is not None:
+                on_start(share.name, part.prefix)
+            opened = open_share(config, part.prefix, share, cache)
+            yield PreparedShare(
+                name=share.name,
+                prefix=part.prefix,
+                samples=len(opened.samples),
+                taken=steps * training.global_batch_size * part.weight / whole,
+                files=opened.files,
+                built=not there.issuperset(opened.files),
+            )
+            there.update(opened.files)
 
 
 def _open_blend(
-    config: RunConfig, blend: Sequence[BlendPart], split: Sequence[float], which: int, cache: Path
+    config: RunConfig, share: Share, blend: Sequence[BlendPart], cache: Path
 ) -> BlendedSamples:
-    parts = [_open_part(config, part.prefix, split, which, cache) for part in blend]
+    parts = [open_share(config, part.prefix, share, cache).samples for part in blend]
     order = SampleOrder(
-        [len(part) for part in parts], [part.weight for part in blend], config.training.seed + which
+        [len(part) for part in parts],
+        [part.weight for part in blend],
+        config.training.seed + share.place,
     )
     rows = config.model.padded_vocab_size
     return BlendedSamples(parts, [part.prefix for part in blend], order, rows)
-
-
-def _open_part(
-    config: RunConfig, prefix: str, split: Sequence[float], which: int, cache: Path
-) -> EpochSamples:
-    """One epoch of one data set's training (0) or validation (1) share."""
-    from megatron.core.datasets.blended_megatron_dataset_builder import (
-        BlendedMegatronDatasetBuilder,
-    )
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-
-    dataset_config = GPTDatasetConfig(
-        random_seed=config.training.seed,
-        sequence_length=config.data.seq_length,
-        blend=([prefix], None),
-        split=",".join(f"{share:g}" for share in split),
-        path_to_cache=str(cache),
-        tokenizer=_TokenizerFacts(config.model.vocab_size),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
-    name = ("training", "validation")[which]
-    short = DataError(
-        f"the {name} share of {prefix} is too small for one sample of {config.data.seq_length} "
-        f"tokens (data.split = {list(split)}); give it a larger share"
-    )
-    if split[which] == 0:
-        raise short
-    try:
-        built = BlendedMegatronDatasetBuilder(
-            GPTDataset, [None, None, None], lambda: True, dataset_config
-        ).build()[which]
-    except (AssertionError, ValueError, IndexError) as error:
-        raise short from error
-    if built is None or len(built) < 1:
-        raise short
-    return built  # type: ignore[no-any-return]
-
-
-class _TokenizerFacts:
-    """What megatron-core's data sets ask of a tokenizer. phi-1's has no padding token, and
-    samples are never padded, so these stand for tokens that no data set can hold."""
-
-    pad = -2
-    eod = -1
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-        self.unique_identifiers = {"vocab_size": vocab_size}
 
 
 def micro_batches(
@@ -205,6 +237,7 @@ def micro_batches(
         samples,
         batch_sampler=positions,
         num_workers=workers,
+        collate_fn=_whole_batch,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         # A loader draws a seed when it starts; from a generator of its own, so that dropout after
@@ -212,6 +245,11 @@ def micro_batches(
         generator=torch.Generator(),
     )
     return iter(loader)
+
+
+def _whole_batch(batch: Any) -> Any:
+    """In the place of torch's collation: ``BlendedSamples`` gives whole batches."""
+    return batch
 
 
 def _positions(

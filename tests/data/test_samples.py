@@ -58,6 +58,7 @@ def assert_same_samples(theirs: Any, ours: PackedSamples) -> None:
             assert torch.equal(got[name], tensor), f"{name} of sample {number}"
 
 
+@pytest.mark.parametrize("few", [0, 8, 1000], ids=["gathered", "either", "one by one"])
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 @pytest.mark.parametrize(
     "documents",
@@ -70,8 +71,13 @@ def assert_same_samples(theirs: Any, ours: PackedSamples) -> None:
     ],
 )
 def test_every_sample_is_that_of_megatron_core(
-    documents: list[list[int]], dtype: Any, tmp_path: Path
+    documents: list[list[int]],
+    dtype: Any,
+    few: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("phi1_megatron.data.samples._FEW_PARTS", few)
     theirs, ours = both(write(tmp_path / "a", documents, dtype), 32, tmp_path / "cache")
     assert_same_samples(theirs, ours)
 
