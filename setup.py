@@ -90,7 +90,7 @@ setup(
     python_requires=">=3.11,<3.14",  # tomllib came with 3.11; megatron-core 0.16.1 ends at 3.13
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["phi1 = phi1_megatron.cli:main"]},
+    entry_points={"console_scripts": ["phi1 = phi1_megatron.entry:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

@@ -30,11 +30,22 @@ _GROUPS = {
         "Inspect, verify and merge indexed data sets.",
         {
             "inspect": "What a data set holds.",
-            "verify": "Check a data set's structure and bounds.",
+            "verify": "Check a data set's structure, bounds and checksums.",
             "merge": "Join data sets into one.",
+            "prepare": "Build the sample indices of a recipe's data.",
         },
     ),
-    "tokenizer": ("Train tokenizers.", {"train": "Train a byte-level BPE on documents."}),
+    "benchmark": (
+        "Measure this package beside others, on this machine.",
+        {
+            "preprocess": "Preprocessing: speed, memory and bytes, side by side.",
+            "read": "Reading samples, beside megatron-core's GPTDataset.",
+        },
+    ),
+    "tokenizer": (
+        "Train tokenizers.",
+        {"train": "Train a BPE or a SentencePiece model on documents."},
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cyclopts import App, CycloptsError
 
-from phi1_megatron.cli import build_app
+from phi1_megatron.cli import _GROUPS, _VERBS, build_app
 from phi1_megatron.commands.convert import convert
 from phi1_megatron.commands.preprocess import preprocess
 from phi1_megatron.config.load import load_recipe
@@ -117,8 +117,8 @@ def test_verbs_and_flags_that_the_text_speaks_of_exist(page: Path) -> None:
     helps = _helps()
     for code in re.findall(r"`(phi1 [^`]+)`", prose(page.read_text(encoding="utf-8"))):
         words = " ".join(code.split()).split(" ")[1:]
-        verb = " ".join(words[:2]) if words[0] in {"data", "tokenizer"} else words[0]
-        if verb.startswith("--"):
+        verb = " ".join(words[: 2 if words[0] in _GROUPS else 1])
+        if verb.startswith("--") or verb in _GROUPS:
             continue
         assert verb in helps, f"{page.name} speaks of {code}"
         flags = [word for word in words if word.startswith("--")]
@@ -128,9 +128,8 @@ def test_verbs_and_flags_that_the_text_speaks_of_exist(page: Path) -> None:
 def _helps() -> dict[str, set[str]]:
     """Every verb and its flags."""
     app, found = build_app(), {}
-    verbs = ["quickstart", "train", "preprocess", "export", "convert", "generate", "doctor"]
-    verbs += ["data inspect", "data verify", "data merge", "tokenizer train"]
-    for verb in verbs:
+    grouped = (f"{group} {verb}" for group, (_, verbs) in _GROUPS.items() for verb in verbs)
+    for verb in (*_VERBS, *grouped):
         _, chain, _ = app.parse_commands(verb.split())
         arguments = chain[-1].assemble_argument_collection()
         found[verb] = {name for argument in arguments for name in argument.names}
@@ -220,7 +219,7 @@ def test_a_script_is_sound_shell_and_its_command_lines_parse(script: Path) -> No
         if command is None:
             continue
         words = command.group(1).split()
-        verb = " ".join(words[:2]) if words[0] in {"data", "tokenizer"} else words[0]
+        verb = " ".join(words[: 2 if words[0] in _GROUPS else 1])
         assert verb in helps, line
         assert {word for word in words if word.startswith("--")} <= helps[verb], line
         seen += 1

@@ -67,7 +67,7 @@ def test_reading_the_version_imports_nothing_of_the_package() -> None:
 
 
 def test_phi1_is_the_command(declared: dict[str, Any]) -> None:
-    assert declared["entry_points"]["console_scripts"] == ["phi1 = phi1_megatron.cli:main"]
+    assert declared["entry_points"]["console_scripts"] == ["phi1 = phi1_megatron.entry:main"]
 
 
 def test_no_requirement_names_the_unrelated_package_apex(declared: dict[str, Any]) -> None:

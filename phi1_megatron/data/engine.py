@@ -62,7 +62,7 @@ def open_engine(definition: TokenizerDefinition, choice: EngineChoice = "auto") 
     if choice == "huggingface":
         return HuggingFaceEngine(definition)
     try:
-        if choice == "auto":
+        if choice == "auto" and marked_codegen.may_be_marked(definition.content):
             form = marked_codegen.derive(msgspec.json.decode(definition.content))
             if form is not None:
                 return MarkedCodeGenEngine(definition, form)
@@ -80,8 +80,7 @@ class FastokensEngine:
     """fastokens, as the tokenizer.json says."""
 
     def __init__(self, definition: TokenizerDefinition) -> None:
-        content = msgspec.json.decode(definition.content)
-        self.name, self._backend = _open_fastokens(content)
+        self.name, self._backend = _open_fastokens(definition.content)
         self._dtype = best_dtype(definition.vocab_size)
         self._split_special = definition.literal_eod == "text"
 
@@ -95,7 +94,7 @@ class MarkedCodeGenEngine:
     """CodeGen's tokenizer in its marked form; see ``marked_codegen``."""
 
     def __init__(self, definition: TokenizerDefinition, form: MarkedForm) -> None:
-        library, self._backend = _open_fastokens(form.content)
+        library, self._backend = _open_fastokens(msgspec.json.encode(form.content))
         self.name = f"{library}, marked"
         self._definition = definition
         self._form = replace(form, content={})  # megabytes, and in the backend now
@@ -166,18 +165,13 @@ def open_reference(definition: TokenizerDefinition) -> tokenizers.Tokenizer:
     return backend
 
 
-def _open_fastokens(content: dict[str, Any]) -> tuple[str, Any]:
+def _open_fastokens(content: bytes) -> tuple[str, Any]:
     # Without these its "one thread" is a second one beside the caller's, with its own memory.
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
     import fastokens
 
-    model = content["model"]
-    pairs = model.get("merges")
-    if pairs and not any(isinstance(p, str) or " " in p[0] or " " in p[1] for p in pairs):
-        # The older spelling of merges, which opens a quarter faster.
-        content = {**content, "model": {**model, "merges": [" ".join(pair) for pair in pairs]}}
-    backend = fastokens.Tokenizer.from_json_str(msgspec.json.encode(content).decode())
+    backend = fastokens.Tokenizer.from_json_str(content.decode())
     return f"fastokens {version('fastokens')}", backend
 
 

@@ -124,6 +124,11 @@ class MarkedForm:
         return _compact(ids, kept, offsets)
 
 
+def may_be_marked(content: bytes) -> bool:
+    """Whether the text of a ``tokenizer.json`` is worth parsing for :func:`derive`."""
+    return WHITESPACE_RUNS[0].encode() in content
+
+
 def derive(content: Mapping[str, Any]) -> MarkedForm | None:
     """The marked form of a parsed ``tokenizer.json``.
 

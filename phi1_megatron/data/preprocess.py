@@ -30,6 +30,7 @@ import numpy as np
 
 from phi1_megatron.data import manifest as manifests
 from phi1_megatron.data.assembly import Assembly, Renames, publish, unfinished_renames
+from phi1_megatron.data.check_process import CheckProcess, Compared
 from phi1_megatron.data.definition import TokenizerDefinition
 from phi1_megatron.data.documents import BadRows
 from phi1_megatron.data.engine import EngineChoice
@@ -49,11 +50,9 @@ from phi1_megatron.data.report import (
 from phi1_megatron.data.report import read_report as read_report
 from phi1_megatron.data.sample_check import SampleCheck
 from phi1_megatron.data.shard_encoder import (
-    Sample,
     ShardEncoder,
     ShardOptions,
     ShardRecord,
-    give_back_memory,
 )
 from phi1_megatron.data.shards import Planned, Shard, drop_pieces, plan, shards
 from phi1_megatron.data.worker_pool import WorkerPool
@@ -65,7 +64,7 @@ if TYPE_CHECKING:
 OnProgress = Callable[[int, int, int, int], None]
 """Called with (input bytes done, input bytes in all or 0 if unknown, documents, tokens)."""
 
-_CHECKED_AT_ONCE = 16
+_CHECKED_AT_ONCE = 4
 _CHECKED_LATER = 64
 _LONG_SECONDS = 10.0
 """Shards of which documents are compared with the reference as soon as they are done, and how many
@@ -159,7 +158,10 @@ def preprocess(
     UsageError
         An option makes no sense.
     """
-    return _Run(options, on_progress).result(_local_map(options))
+    run = _Run(options, on_progress)
+    if (options.workers or len(os.sched_getaffinity(0))) > 1:
+        run.check_aside()
+    return run.result(_local_map(options))
 
 
 def preprocess_over_ranks(
@@ -242,10 +244,24 @@ class _Run:
         self.records: list[ShardRecord] = []
         self.sources: list[tuple[str, ...]] = []
         self.check = SampleCheck(options.tokenizer)
-        self.later: list[tuple[int, tuple[Sample, ...]]] = []
+        self.aside: CheckProcess | None = None
+        self.checked = 0
+        self.later: list[ShardRecord] = []
         self.stride = 1
 
+    def check_aside(self) -> None:
+        """Compare with the reference in a process of its own."""
+        if self.options.tokenizer.kind == "json":
+            self.aside = CheckProcess(self.options.tokenizer)
+
     def result(self, start: _MapOf) -> PreprocessReport:
+        try:
+            return self._result(start)
+        finally:
+            if self.aside is not None:
+                self.aside.stop()
+
+    def _result(self, start: _MapOf) -> PreprocessReport:
         with manifests.locked(self.folder):
             manifest = self._manifest()
             renames = unfinished_renames(self.folder)
@@ -333,33 +349,38 @@ class _Run:
         return self._report(finished, workers, before)
 
     def _compare(self, record: ShardRecord) -> None:
-        """Compare a shard's sample with the reference: the first ones now, others at the end.
-
-        The reference takes as much memory as a worker, so it does not stay while they work.
-        """
+        """Compare documents of the first shards with the reference now, of others at the end."""
         number = record.number
-        if number == _CHECKED_AT_ONCE:
-            self.check.rest()
-            give_back_memory()
         if number < _CHECKED_AT_ONCE:
-            for sample in record.samples:
-                self._compare_sample(sample)
+            self._compare_now(record)
         elif number % self.stride == 0:
-            self.later.append((number, record.samples))
+            self.later.append(record)
             if len(self.later) > _CHECKED_LATER:
                 self.stride *= 2
-                self.later = [kept for kept in self.later if kept[0] % self.stride == 0]
+                self.later = [kept for kept in self.later if kept.number % self.stride == 0]
+        if number == _CHECKED_AT_ONCE - 1 and self.aside is not None:
+            self.checked = self.aside.finish()
+
+    def _compare_now(self, record: ShardRecord) -> None:
+        end = 1 if self.options.append_eod else 0
+        samples = [
+            Compared(sample.place, sample.text, sample.ids[: len(sample.ids) - end])
+            for sample in record.samples
+        ]
+        if self.aside is not None:
+            self.aside.compare(samples)
+            return
+        for place, text, ids in samples:
+            self.check.compare(text, np.asarray(ids, np.int64), place)
 
     def _compare_later(self) -> None:
-        """Compare samples from all over the input, where the run was long enough to be worth it."""
+        """What is left to compare: from all over the input, where the run was long enough."""
+        if self.aside is not None:
+            self.checked = self.aside.finish()
+            self.aside = None
         if time.perf_counter() - self.started > _LONG_SECONDS:
-            for _, samples in self.later:
-                for sample in samples:
-                    self._compare_sample(sample)
-
-    def _compare_sample(self, sample: Sample) -> None:
-        ids = sample.ids[:-1] if self.options.append_eod else sample.ids
-        self.check.compare(sample.text, np.asarray(ids, np.int64), sample.place)
+            for record in self.later:
+                self._compare_now(record)
 
     def _report(
         self, finished: Sequence[tuple[Path, Path]], workers: int, before: int
@@ -385,7 +406,7 @@ class _Run:
             "workers": workers,
             "split_sentences": options.splitter is not None,
             "engine": ", ".join(dict.fromkeys(record.engine for record in self.records)),
-            "checked_documents": self.check.documents,
+            "checked_documents": self.checked + self.check.documents,
         }
         datasets = []
         for key, (name, prefix) in enumerate(zip(options.json_keys, options.prefixes, strict=True)):

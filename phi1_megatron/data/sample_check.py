@@ -41,8 +41,7 @@ class SampleCheck:
         """
         if self._definition.kind != "json":
             return
-        if self._backend is None:
-            self._backend = open_reference(self._definition)
+        self.open()
         reference = self._backend.encode(text, add_special_tokens=False)
         self.documents += 1
         self.text_bytes += len(text.encode())
@@ -61,6 +60,7 @@ class SampleCheck:
             "please report the text."
         )
 
-    def rest(self) -> None:
-        """Let go of the reference and its memory until it is needed again."""
-        self._backend = None
+    def open(self) -> None:
+        """Open the reference now; the first comparison does it otherwise."""
+        if self._backend is None and self._definition.kind == "json":
+            self._backend = open_reference(self._definition)

@@ -33,7 +33,6 @@ def test_right_ids_pass_and_are_counted(
     check = SampleCheck(definition)
     check.compare(CODE, ids, "a.jsonl")
     check.compare("", ids[:0], "a.jsonl")
-    check.rest()
     check.compare(CODE, ids.astype(np.int32), "b.jsonl")
     assert (check.documents, check.text_bytes) == (3, 2 * len(CODE.encode()))
 

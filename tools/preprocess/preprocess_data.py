@@ -4,7 +4,7 @@ python tools/preprocess/preprocess_data.py --input corpus.jsonl --output-prefix 
     --tokenizer-type CodeGenTokenizer --vocab-file vocab.json --merge-file merges.txt --append-eod
 """
 
-from phi1_megatron.cli import run_single
+from phi1_megatron.entry import preprocess_tool
 
 if __name__ == "__main__":
-    run_single("phi1_megatron.commands.preprocess:preprocess", prog="preprocess_data.py")
+    preprocess_tool()
