@@ -121,12 +121,19 @@ class Outcome:
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
     )
 
+    def label(self, row: Row) -> str:
+        """The contender's name, and how much it read where that is not the whole input."""
+        if row.megabytes == self.input_megabytes:
+            return row.name
+        return f"{row.name} ({_short(row.megabytes)} MB)"
+
     def times_faster(self, row: Row) -> float | None:
-        """How many times as fast as ``row`` ours is; None where one of them has no figure."""
-        mine = next(r for r in self.rows if r.is_ours and r.tokenizer == row.tokenizer)
-        if mine.megabytes_per_second is None or row.megabytes_per_second is None:
-            return None
-        return mine.megabytes_per_second / row.megabytes_per_second
+        """How many times as fast ours is on the same input; None where a figure is missing."""
+        for mine in self.rows:
+            same = (mine.tokenizer, mine.megabytes) == (row.tokenizer, row.megabytes)
+            if same and mine.is_ours and mine.median_seconds and row.median_seconds:
+                return row.median_seconds / mine.median_seconds
+        return None
 
     def notes(self) -> list[str]:
         """What to know before believing the figures."""
@@ -139,13 +146,11 @@ class Outcome:
                 f"Only {self.input_megabytes:,.1f} MB of Python sources are installed here, of "
                 f"the {self.input_wanted_megabytes:,.0f} MB asked for."
             )
-        part = {
-            row.name: row.megabytes for row in self.rows if row.megabytes != self.input_megabytes
-        }
-        if part:
+        parts = {row.megabytes for row in self.rows if row.megabytes != self.input_megabytes}
+        if parts:
             said.append(
-                f"{', '.join(part)}: on the first {next(iter(part.values())):,.1f} MB only. MB/s "
-                "are comparable, seconds are not; start-up weighs more in the shorter run."
+                f"Rows marked {_short(min(parts))} MB ran on that beginning of the input only, and "
+                "are compared with ours on those: start-up weighs more there than in the whole."
             )
         said.append(
             "Peak memory is of the whole process tree: PSS counts a shared page once, RSS once in "
@@ -197,6 +202,10 @@ class Outcome:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise DataError(f"{path} could not be written: {error.strerror or error}.") from error
+
+
+def _short(megabytes: float) -> str:
+    return f"{megabytes:,.{0 if megabytes >= 10 else 1}f}"
 
 
 def machine_facts() -> dict[str, Any]:

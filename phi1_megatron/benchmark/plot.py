@@ -51,7 +51,7 @@ def plot_speeds(outcome: Outcome, target: Path) -> None:
 
 
 def _draw(axes: Any, outcome: Outcome, rows: list[tuple[Row, float]]) -> None:
-    names = [row.name for row, _ in rows]
+    names = [outcome.label(row) for row, _ in rows]
     speeds = [speed for _, speed in rows]
     colours = [_OURS if row.is_ours else _PEER for row, _ in rows]
     axes.set_xscale("log")

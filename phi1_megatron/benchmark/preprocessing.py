@@ -184,15 +184,15 @@ class _Bench:
         tokenizer = build_tokenizer(choice, options.vocab_file, options.merge_file)
         folder = tokenizer.save(self._work / f"tokenizer-{choice}")
         mine = self._ours(choice)
-        reference = self._work / "ours" / "out"
-        row = self._measure(mine, self._whole, reference, None)
-        yield row
-        references = {self._whole: reference} if row.failure is None else {}
-        if references and self._part is not self._whole:
-            told = f"{choice}: {mine.name}, {self._part.megabytes:,.0f} MB to compare with"
-            reference = self._work / "ours-part" / "out"
-            if self._run(mine, [self._part.path], reference, told)[1] is None:
-                references[self._part] = reference
+        references: dict[InputFacts, Path] = {}
+        # Peers that get a part are compared with ours on that part: start-up weighs as much there.
+        for facts in dict.fromkeys((self._whole, self._part)):
+            prefix = self._work / f"ours-{len(references)}" / "out"
+            row = self._measure(mine, facts, prefix, None)
+            yield row
+            if row.failure is not None:
+                break
+            references[facts] = prefix
         peers = contenders_beside_ours(
             choice, folder, tokenizer.eod_token, options.workers, options.megatron_lm
         )

@@ -67,7 +67,7 @@ def preprocess(
         Timed runs of the fast contenders, of which the median counts. The slow ones (Hugging Face,
         Megatron-LM's preprocess_data.py) run once.
     slow_megabytes
-        Give the slow ones only the first so many megabytes, and say so.
+        Give the slow ones only the first so many megabytes, beside phi1 preprocess on the same.
     memory_check
         Run phi1 preprocess on the input ten times over too: its memory should stay the same.
     megatron_lm
@@ -162,7 +162,9 @@ def _watching(console: Console) -> Iterator[Watch]:
 def _tell_row(row: Row, console: Console) -> None:
     seconds = row.median_seconds
     found = "failed" if seconds is None else f"{seconds:,.2f} s"
-    console.print(f"{row.tokenizer}: {escape(row.name)}: {found}", highlight=False)
+    console.print(
+        f"{row.tokenizer}: {escape(row.name)}, {row.megabytes:,.0f} MB: {found}", highlight=False
+    )
 
 
 def show(outcome: Outcome, console: Console) -> None:
@@ -177,7 +179,7 @@ def show(outcome: Outcome, console: Console) -> None:
     for tokenizer in dict.fromkeys(row.tokenizer for row in outcome.rows):
         console.print(speed_table(outcome, tokenizer))
     for row in outcome.rows:
-        place = f"{row.tokenizer}: {escape(row.name)}"
+        place = f"{row.tokenizer}: {escape(outcome.label(row))}"
         if row.difference is not None:
             console.print(f"[bold red]OTHER BYTES: {place}: {escape(row.difference)}[/]")
         if row.failure is not None:
@@ -202,9 +204,7 @@ def speed_table(outcome: Outcome, tokenizer: str) -> Table:
 
 
 def _cells(outcome: Outcome, row: Row) -> tuple[str, ...]:
-    name = escape(row.name)
-    if row.megabytes != outcome.input_megabytes:
-        name += f" ({row.megabytes:,.0f} MB)"
+    name = escape(outcome.label(row))
     seconds, speed, times = row.median_seconds, row.megabytes_per_second, outcome.times_faster(row)
     if seconds is None or speed is None:
         return (name, "-", "-", "-", "-", "[yellow]failed[/]")

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 OnProgress = Callable[[int, int, int, int], None]
 """Called with (input bytes done, input bytes in all or 0 if unknown, documents, tokens)."""
 
-_CHECKED_AT_ONCE = 4
+_CHECKED_AT_ONCE = 2
 _CHECKED_LATER = 64
 _LONG_SECONDS = 10.0
 """Shards of which documents are compared with the reference as soon as they are done, and how many

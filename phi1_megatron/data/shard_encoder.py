@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from phi1_megatron.data.sentences import SentenceSplitter
 
 _SAMPLE_CHARACTERS = 2048
-_SAMPLES = 4
-_HUGE_CHARACTERS = 2 << 20
+_SAMPLES = 8
+_HUGE_CHARACTERS = 1 << 20
 
 
 class KeyRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -136,8 +136,6 @@ class ShardEncoder:
             with _Parts(self.options, shard.number) as parts:
                 record = self._encode(shard, engine, parts)
             write_record(self.options.folder, record)
-            if parts.longest > _HUGE_CHARACTERS:
-                give_back_memory()
         except OSError as error:
             raise DataError(
                 f"{record_path(self.options.folder, shard.number)} could not be written: "
@@ -194,6 +192,9 @@ class ShardEncoder:
                     parts.add(encoded, columns)
                     if len(samples) < _SAMPLES:
                         samples += _samples(stretch.source, columns[0], encoded[0])
+                    if max(map(len, columns[0])) > _HUGE_CHARACTERS:
+                        del columns, encoded
+                        give_back_memory()
                     if reader.bad and options.strict:
                         break
             except OSError as error:
@@ -280,7 +281,7 @@ class _Parts:
         self._stack = ExitStack()
         self._files: list[dict[str, BinaryIO]] = []
         self._tallies = [_KeyTally() for _ in options.json_keys]
-        self.documents = self.longest = 0
+        self.documents = 0
 
     def __enter__(self) -> _Parts:
         for key in range(len(self._options.json_keys)):
@@ -304,7 +305,6 @@ class _Parts:
             _write_all(files["sequences"], part.sequences)
             tally.add(part, ids, of_key, definition, self._options.append_eod)
         self.documents += len(texts[0])
-        self.longest = max(self.longest, max(map(len, texts[0])))
 
     def records(self) -> tuple[KeyRecord, ...]:
         return tuple(

@@ -31,7 +31,7 @@ BROKEN_TOOL = "raise ModuleNotFoundError(\"No module named 'duck'\")\n"
 WRONG_TOOL = """\
 import pathlib, shutil, sys
 prefix = pathlib.Path(sys.argv[sys.argv.index("--output-prefix") + 1])
-ours = prefix.parent.parent / "ours"
+ours = prefix.parent.parent / "ours-0"
 for suffix in (".bin", ".idx"):
     content = bytearray((ours / f"out_text_document{suffix}").read_bytes())
     if suffix == ".bin":
@@ -100,15 +100,28 @@ def test_ours_is_timed_as_often_as_asked_and_measured_apart(outcome: Outcome) ->
     assert outcome.times_faster(ours) == 1
 
 
-def test_hugging_face_writes_our_bytes_and_its_smaller_share_is_said(outcome: Outcome) -> None:
+def test_hugging_face_writes_our_bytes(outcome: Outcome) -> None:
     theirs = row(outcome, "huggingface")
     assert theirs.failure is None
     assert theirs.compared
     assert theirs.difference is None
     assert len(theirs.seconds) == 1
     assert theirs.memory_in_timed_run
+
+
+def test_a_slow_peer_s_smaller_share_is_said_and_compared_with_ours_on_the_same(
+    outcome: Outcome,
+) -> None:
+    theirs = row(outcome, "huggingface")
     assert 0 < theirs.megabytes < 0.11 < outcome.input_megabytes
-    assert any("HF tokenizers" in n and "on the first 0.1 MB only" in n for n in outcome.notes())
+    assert any("Rows marked 0.1 MB ran on that beginning" in note for note in outcome.notes())
+    assert outcome.label(theirs) == "HF tokenizers (0.1 MB)"
+    whole, part = (r for r in outcome.rows if r.is_ours)
+    assert (whole.megabytes, part.megabytes) == (outcome.input_megabytes, theirs.megabytes)
+    assert theirs.digests == part.digests != whole.digests
+    assert theirs.median_seconds is not None
+    assert part.median_seconds is not None
+    assert outcome.times_faster(theirs) == theirs.median_seconds / part.median_seconds
 
 
 def test_a_changed_byte_is_noticed_and_makes_the_outcome_unsound(outcome: Outcome) -> None:
@@ -168,7 +181,7 @@ def test_the_json_holds_figures_versions_and_command_lines(
     )
     assert ours["command"][1:4] == ["-m", "phi1_megatron", "preprocess"]
     assert len(ours["digests"][".bin"]) == 64
-    assert content["rows"][1]["ours_is_times_faster"] > 0
+    assert content["rows"][2]["ours_is_times_faster"] > 0
     assert {"tokenizers", "megatron-core", "megatron_lm_commit"} <= set(content["versions"])
     assert content["machine"]["usable_cores"] == len(os.sched_getaffinity(0))
     assert content["notes"] == outcome.notes()
@@ -194,6 +207,7 @@ def wide() -> Outcome:
     long_reason = "ModuleNotFoundError: No module named " + "duck" * 40
     rows = (
         slow_row("ours", "phi1 preprocess", seconds=(0.123,)),
+        slow_row("ours", "phi1 preprocess", megabytes=1234.5),
         slow_row("huggingface", "HF tokenizers", megabytes=1234.5, compared=True),
         slow_row("megatron_lm", "Megatron-LM", failure=long_reason),
         slow_row(
@@ -246,7 +260,9 @@ def test_all_that_is_printed_fits_80_columns_and_loses_nothing(wide: Outcome) ->
 def test_a_difference_is_loud(wide: Outcome) -> None:
     text = printed(wide)
     assert "NO" in text
-    assert "OTHER BYTES: codegen: Megatron-LM fast: the .bin differs" in " ".join(text.split())
+    assert "OTHER BYTES: codegen: Megatron-LM fast (1,234 MB): the .bin differs" in " ".join(
+        text.split()
+    )
 
 
 def run_command(
@@ -271,7 +287,7 @@ def test_the_command_exits_with_1_where_bytes_differ_and_writes_its_results_all_
 def test_the_command_ends_well_where_only_a_peer_failed(
     wide: Outcome, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_command(replace(wide, rows=wide.rows[:3]), folder, tmp_path / "out", monkeypatch)
+    run_command(replace(wide, rows=wide.rows[:4]), folder, tmp_path / "out", monkeypatch)
 
 
 def test_an_interrupt_leaves_no_process_and_no_data(folder: Path, tmp_path: Path) -> None:
