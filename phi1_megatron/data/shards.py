@@ -98,7 +98,9 @@ def plan(
         size = sizes[name]
         too_large = max(_STREAMED_FROM, total // (4 * workers))
         streamed = name == STDIN or (name.endswith(COMPRESSED_SUFFIXES) and size > too_large)
-        stretches = [] if streamed else _stretches(name, size, target, json_keys)
+        # The first two are small, so that what is wrong with a run shows at once.
+        small = () if planned or together else (_SMALLEST, 2 * _SMALLEST)
+        stretches = [] if streamed else _stretches(name, size, target, json_keys, small)
         if len(stretches) == 1 and size < target:
             if together and sum(_length(s) for s in together) + size > target:
                 planned.append(Planned(tuple(together)))
@@ -188,7 +190,9 @@ def _length(stretch: Stretch) -> int:
     return stretch.end - stretch.start
 
 
-def _stretches(name: str, size: int, target: int, json_keys: Sequence[str]) -> list[Stretch]:
+def _stretches(
+    name: str, size: int, target: int, json_keys: Sequence[str], small: tuple[int, ...]
+) -> list[Stretch]:
     try:
         if name.endswith(PARQUET_SUFFIX):
             return _row_groups(name, size, target, json_keys)
@@ -196,7 +200,7 @@ def _stretches(name: str, size: int, target: int, json_keys: Sequence[str]) -> l
             return [Stretch(name, 0, size)]
         with Path(name).open("rb") as raw:
             cuts = [0]
-            for wanted in range(target, size, target):
+            for wanted in sorted((*small, *range(target, size, target))):
                 if wanted > cuts[-1]:
                     cuts.append(_after_newline(raw, wanted, size))
     except OSError as error:
